@@ -1,0 +1,59 @@
+.PHONY: quickstart test slow lab refresh bench docs clean hooks
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+help:
+	@echo "make quickstart  set up, then train on real floods and map them (about 6 minutes after the installation)"
+	@echo "make test        set up, then the default test suite"
+	@echo "make slow        the tests that take minutes"
+	@echo "make lab         JupyterLab on 127.0.0.1 with the notebooks"
+	@echo "make refresh     re-run the notebooks whose committed outputs are stale"
+	@echo "make bench       speed, side by side with what it is compared to"
+	@echo "make docs        the notebooks as HTML pages in _docs/"
+	@echo "make hooks       the pre-commit hook that cleans, exports and lints"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.installed: settings.ini setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.lab: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[lab]'
+	@touch $@
+
+quickstart: $(VENV)/.installed
+	$(BIN)/geoseg run floods --out out/quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -m 'not slow'
+
+slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir nbs
+
+refresh: $(VENV)/.dev
+	$(BIN)/python tests/refresh.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/bench -p no:cacheprovider -s
+
+docs: $(VENV)/.dev
+	$(BIN)/jupyter nbconvert --to html --output-dir _docs nbs/index.ipynb nbs/[0-9]*.ipynb nbs/jobs/*.ipynb
+
+hooks: $(VENV)/.dev
+	ln -sf ../../.ci/pre-commit .git/hooks/pre-commit
+
+clean:
+	rm -rf out build dist _docs *.egg-info

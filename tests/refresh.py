@@ -1,0 +1,70 @@
+"""Re-run the notebooks whose committed outputs are stale: `make refresh`.
+
+`nbs/outputs.json` holds two prints a notebook: of its own code cells and of the modules that it stands on. A notebook is stale
+when either changed since its outputs were made. The laws demand only the first, so that a change low in the house does not force
+every picture to be drawn again on the spot.
+"""
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from house import NOTEBOOKS, ROOT, cells
+
+RECORD = ROOT / "nbs" / "outputs.json"
+TOUR = [*NOTEBOOKS, ROOT / "nbs" / "index.ipynb"]
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def own_print(notebook: Path) -> str:
+    return digest("\n\n".join(c["source"] for c in cells(notebook) if c["cell_type"] == "code"))
+
+
+def imported(source: str) -> set[str]:
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module]
+    return {n.module.split(".")[-1] for n in nodes if n.level or n.module.startswith("geoseg_nb.")}
+
+
+def below_print(notebook: Path) -> str:
+    "Print of all modules that a notebook reaches"
+    todo = imported("\n".join(c["source"] for c in cells(notebook) if c["cell_type"] == "code"))
+    seen: dict[str, str] = {}
+    while todo:
+        module = ROOT / "geoseg_nb" / f"{todo.pop()}.py"
+        if module.stem in seen or not module.exists(): continue
+        seen[module.stem] = module.read_text(encoding="utf-8")
+        todo |= imported(seen[module.stem])
+    return digest("".join(seen[name] for name in sorted(seen)))
+
+
+def record() -> dict:
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def stale() -> list[Path]:
+    known = record()
+    return [n for n in TOUR if known.get(n.stem) != {"own": own_print(n), "below": below_print(n)}]
+
+
+def rerun(notebook: Path) -> None:
+    "Execute in place, clean, and note what the outputs were made from"
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.read(notebook, 4)
+    NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(notebook.parent)}}).execute()
+    nbformat.write(nb, notebook)
+    subprocess.run([Path(sys.executable).with_name("nbdev-clean"), "--fname", notebook], cwd=ROOT, check=True)
+    known = {**record(), notebook.stem: {"own": own_print(notebook), "below": below_print(notebook)}}
+    RECORD.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    for path in (TOUR if "--all" in sys.argv else stale()):
+        print(path.relative_to(ROOT), flush=True)
+        cells.cache_clear()
+        rerun(path)

@@ -1,0 +1,187 @@
+"The laws of the house: shape, order and honesty of notebooks, modules and jobs"
+import ast
+import base64
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from house import JOBS, MODULES, NOTEBOOKS, ROOT, cells, defines, functions, is_export, is_lesson, number, tree
+
+name = lambda path: path.stem  # noqa: E731
+
+
+def siblings(module):
+    "Sibling modules that a module imports anywhere, also inside functions"
+    nodes = [n for n in ast.walk(tree(module)) if isinstance(n, ast.ImportFrom) and n.module]
+    near = {n.module for n in nodes if n.level} | {n.module.split(".")[1] for n in nodes if n.module.startswith("geoseg_nb.")}
+    names = [a.name for n in ast.walk(tree(module)) if isinstance(n, ast.Import) for a in n.names]
+    return near | {m.split(".")[1] for m in names if m.startswith("geoseg_nb.")}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_imports_point_to_smaller_numbers(module):
+    numbers = {m.stem: number(m) for m in MODULES}
+    above = {s for s in siblings(module) if numbers[s] >= numbers[module.stem]}
+    assert not above, f"{module.stem} ({numbers[module.stem]}) imports {above}"
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, geoseg_nb; heavy = {'torch','rasterio','numpy','pandas','xarray','matplotlib'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+def test_the_command_line_answers_without_heavy_imports():
+    code = "import sys, geoseg_nb.cli; heavy = {'torch','rasterio','pandas','xarray','matplotlib','papermill'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_functions_stay_short(module):
+    long = [(f, n) for f, n in functions(module) if n > 40]
+    assert not long, f"over 40 lines: {long}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_functions_take_at_most_six_parameters(module):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    many = [n.name for n in ast.walk(tree(module)) if isinstance(n, kinds)
+            and len([a for a in n.args.args + n.args.kwonlyargs if a.arg not in ("self", "cls")]) > 6]
+    assert not many, f"more than six parameters: {many}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_modules_import_names_and_catch_what_they_name(module):
+    stars = [n.module for n in ast.walk(tree(module)) if isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names)]
+    bare = [n.lineno for n in ast.walk(tree(module)) if isinstance(n, ast.ExceptHandler) and n.type is None]
+    assert not stars and not bare, f"star imports {stars}, bare excepts at lines {bare}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_nothing_from_outside_is_unpickled(module):
+    text = module.read_text(encoding="utf-8")
+    for unsafe in ("weights_only=False", "pickle.load", "allow_pickle=True", "yaml.load(", "yaml.unsafe_load", "eval("):
+        found = [line for line in text.splitlines() if re.search(r"(?<![\w.])" + re.escape(unsafe), line)]
+        assert not found, f"{unsafe} in {found}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_modules_hold_no_unfinished_work(module):
+    text = module.read_text(encoding="utf-8")
+    assert not re.search(r"NotImplementedError|TODO|FIXME|XXX", text)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_a_notebook_opens_with_a_promise(notebook):
+    first = cells(notebook)[0]
+    assert first["cell_type"] == "markdown" and re.match(r"# \S+\n\n> \S", first["source"]), first["source"][:80]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_a_notebook_keeps_its_measure(notebook):
+    all_cells = cells(notebook)
+    prose = sum(c["cell_type"] == "markdown" for c in all_cells) / len(all_cells)
+    exported = sum(len([x for x in c["source"].splitlines() if x.strip()]) - 1 for c in all_cells if is_export(c))
+    assert len(all_cells) <= 80, f"{len(all_cells)} cells"
+    assert prose >= 0.25, f"{prose:.0%} of the cells are prose"
+    assert exported <= 330, f"{exported} exported lines"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_an_export_cell_holds_one_idea(notebook):
+    long = [c["source"].splitlines()[1] for c in cells(notebook) if is_export(c) and defines(c["source"]) and len(c["source"].splitlines()) > 36]
+    assert not long, f"export cells over 35 lines: {long}"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_say_define_show(notebook):
+    "Between two cells that define something stands a lesson"
+    waiting, bare = None, []
+    for cell in cells(notebook):
+        if is_export(cell) and defines(cell["source"]):
+            if waiting: bare.append(waiting)
+            waiting = cell["source"].splitlines()[1]
+        elif is_lesson(cell): waiting = None
+    assert not bare, f"defined without a lesson before the next definition: {bare}"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_lessons_assert(notebook):
+    lessons = [c["source"] for c in cells(notebook) if is_lesson(c)]
+    if notebook.stem != "00_init": assert sum("assert" in s or "expect_fail" in s or "test_eq" in s for s in lessons) >= len(lessons) / 3
+
+
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, *JOBS, ROOT / "nbs" / "index.ipynb"], ids=name)
+def test_committed_outputs_are_small_and_tell_nothing_of_the_machine(notebook):
+    for cell in cells(notebook):
+        for output in cell.get("outputs", []):
+            text = json.dumps(output)
+            assert not re.search(r"(?<![\w.])/(work|tmp|root|home)/\w|0x[0-9a-f]{8,}|it/s\]", text), text[:300]
+            assert output.get("output_type") != "error", cell["source"][:80]
+            picture = output.get("data", {}).get("image/png", "")
+            assert len(base64.b64decode("".join(picture))) < 60_000, f"figure over 60 KB in {cell['source'][:60]}"
+            assert len(text) - len("".join(picture)) < 12_000, f"an output of {len(text)} characters"
+
+
+@pytest.mark.parametrize("notebook", JOBS, ids=name)
+def test_a_job_defines_nothing(notebook):
+    assert len(cells(notebook)) <= 14
+    for cell in cells(notebook):
+        if cell["cell_type"] != "code": continue
+        bodies = ast.walk(ast.parse(cell["source"]))
+        assert not any(isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Lambda)) for n in bodies), cell["source"]
+
+
+@pytest.mark.parametrize("notebook", JOBS, ids=name)
+def test_every_parameter_has_a_type_a_default_and_help(notebook):
+    from geoseg_nb.jobs import parameters_cell, read_parameters
+    parameters = read_parameters(parameters_cell(notebook), notebook.stem)
+    assert all(p.help for p in parameters.values()), [p.name for p in parameters.values() if not p.help]
+    assert "run" in parameters
+
+
+@pytest.mark.parametrize("notebook", JOBS, ids=name)
+def test_defaults_of_a_job_equal_those_of_its_spec(notebook):
+    "Each `XSpec(a=a, b=b)` in a job passes its parameters by name, and the defaults agree"
+    from geoseg_nb.jobs import parameters_cell, read_parameters
+    parameters = read_parameters(parameters_cell(notebook), notebook.stem)
+    code = ast.parse("\n".join(c["source"] for c in cells(notebook) if c["cell_type"] == "code"))
+    homes = {a.name: n.module for n in ast.walk(code) if isinstance(n, ast.ImportFrom) for a in n.names}
+    calls = [n for n in ast.walk(code) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id.endswith("Spec")]
+    assert calls, "a job shows its spec"
+    for call in calls:
+        spec = getattr(importlib.import_module(homes[call.func.id]), call.func.id)
+        for keyword in call.keywords:
+            if keyword.arg not in parameters: continue
+            default = spec.model_fields[keyword.arg].get_default(call_default_factory=True)
+            theirs = parameters[keyword.arg].default
+            assert json.dumps(default, default=list) == json.dumps(theirs, default=list), keyword.arg
+
+
+def test_handles_are_unique():
+    from geoseg_nb.jobs import handle, recipe_folders
+    handles = [handle(p.stem) for p in JOBS] + list(recipe_folders())
+    assert len(handles) == len(set(handles))
+
+
+def test_notebooks_are_clean_and_the_package_in_sync(tmp_path):
+    "Clean, then export, in a copy: nothing may change"
+    copy = tmp_path / "house"
+    skip = shutil.ignore_patterns(".git", ".venv", "out", "sample", "__pycache__", "*.egg-info", ".ipynb_checkpoints")
+    shutil.copytree(ROOT, copy, ignore=skip)
+    for tool in ("nbdev-clean", "nbdev-export"):
+        subprocess.run([Path(sys.executable).with_name(tool)], cwd=copy, check=True, capture_output=True, timeout=300)
+    paths = [*NOTEBOOKS, *JOBS, *sorted((ROOT / "geoseg_nb").glob("*.py"))]
+    changed = [str(p.relative_to(ROOT)) for p in paths if p.read_bytes() != (copy / p.relative_to(ROOT)).read_bytes()]
+    extra = {p.name for p in (copy / "geoseg_nb").glob("*.py")} - {p.name for p in (ROOT / "geoseg_nb").glob("*.py")}
+    assert not changed and not extra, f"not clean or not exported: {changed} {extra}"
+
+
+def test_every_notebook_is_listed_in_the_tour():
+    tour = "\n".join(c["source"] for c in cells(ROOT / "nbs" / "index.ipynb"))
+    missing = [p.stem for p in NOTEBOOKS if p.name not in tour]
+    assert not missing, missing

@@ -1,0 +1,361 @@
+"Folders of images and masks: paired by name, every fault listed with its path before anything runs"
+import os
+import pickle
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.transform import Affine
+
+from geoseg_nb import products
+from geoseg_nb.catalog import CatalogSpec, read_catalog, write_catalog
+from geoseg_nb.core import GeosegError, Grid, GridMismatch, Refused
+from geoseg_nb.pairs import PairOptions, catalog, matching_files, pair_table, pattern_regex, read, sensors
+from geoseg_nb.stages import Execution
+from geoseg_nb.storage import sample_folder
+from geoseg_nb.windows import Window
+
+FLOODS = PairOptions(place="{place}_{chip}")
+SMALL = PairOptions(images="images/{id}.tif", masks="masks/{id}.tif", sensor="cam", bands=["red"], unit="",
+                    dtype="uint8")
+UTM33 = Grid("EPSG:32633", (10, 0, 500000, 0, -10, 5000000), 8, 9)
+quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def write(path, value, grid=UTM33, dtype="uint8", bands=1, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", driver="GTiff", count=bands, height=grid.height, width=grid.width, dtype=dtype,
+                       crs=grid.crs, transform=Affine(*grid.transform), **options) as target:
+        target.write(np.full((bands, grid.height, grid.width), value, dtype))
+    return path
+
+
+def write_pairs(folder, images, masks):
+    "One image and mask an id, each filled with a number that only this id has"
+    for kind, ids in (("images", images), ("masks", masks)):
+        for id in ids:
+            write(folder / kind / f"{id}.tif", sum(id.encode()) % 251)
+    return folder
+
+
+@pytest.fixture
+def chips(tmp_path):
+    return Path(copytree(sample_folder(), tmp_path / "chips"))
+
+
+def image(folder, id):
+    return folder / "S1" / f"{id}_S1Hand.tif"
+
+
+def mask(folder, id):
+    return folder / "labels" / f"{id}_LabelHand.tif"
+
+
+def said(folder, options=FLOODS):
+    "The lines of the one error about a folder"
+    with pytest.raises(GeosegError) as caught:
+        catalog(folder, options)
+    return str(caught.value).splitlines()
+
+
+# Pairing by name
+
+def test_equal_counts_with_other_names_never_pair_by_position(tmp_path):
+    write_pairs(tmp_path, ["a", "c", "d", "e"], ["a", "b", "c", "d"])
+    names = [sorted(p.name for p in (tmp_path / kind).iterdir()) for kind in ("images", "masks")]
+    assert len(names[0]) == len(names[1]) and sum(a != b for a, b in zip(*names)) == 3
+    lines = said(tmp_path, SMALL)
+    assert len(lines) == 3
+    assert f"e: {tmp_path}/images/e.tif: image without mask: no {tmp_path}/masks/e.tif" in lines[1]
+    assert f"b: {tmp_path}/masks/b.tif: mask without image: no {tmp_path}/images/b.tif" in lines[2]
+    sound = catalog(tmp_path, SMALL.replace(on_missing="skip"))
+    assert sound["id"].tolist() == ["a", "c", "d"]
+    for _, row in sound.iterrows():
+        data = read(row, SMALL)
+        assert (data.cam.values == data.label.values).all() and int(data.label[0, 0]) == sum(row["id"].encode()) % 251
+
+
+@quick
+@given(images=st.sets(st.sampled_from("abcdefgh"), min_size=1), masks=st.sets(st.sampled_from("abcdefgh")))
+def test_pairs_are_the_ids_on_both_sides_and_the_rest_is_named(images, masks):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, ids in (("images", images), ("masks", masks)):
+            (Path(folder) / kind).mkdir()
+            [(Path(folder) / kind / f"{id}.tif").touch() for id in ids]
+        table, alone = pair_table(Path(folder), SMALL)
+    assert set(table["id"]) == images & masks and set(alone["id"]) == images ^ masks
+    assert all(Path(row.image).stem == Path(row.mask).stem == row.id for row in table.itertuples())
+
+
+def test_two_files_of_one_id_are_both_named(tmp_path):
+    options = SMALL.replace(images="*/{id}.tif", masks="")
+    write_pairs(tmp_path, ["a", "b"], ["a"])
+    lines = said(tmp_path, options)
+    assert len(lines) == 3 and "images/a.tif: one of 2 image files" in lines[1] and "masks/a.tif" in lines[2]
+    assert catalog(tmp_path, options.replace(on_missing="skip"))["id"].tolist() == ["b"]
+
+
+@pytest.mark.parametrize("pattern, name, id", [
+    ("{id}.tif", "a.tif", "a"), ("{id}.tif", "a/b.tif", None), ("{id}/{id}_S?.tif", "x/x_S2.tif", "x"),
+    ("{id}/{id}_S?.tif", "x/y_S2.tif", None), ("S1/{id}_*.tif", "S1/a_b_c.tif", "a"), ("{id}.tif", ".hidden.tif", None),
+    ("{id}+(1).tif", "a+(1).tif", "a"), ("{id}.tif", "axtif", None), ("{id}.tif", "ü 名.tif", "ü 名"),
+])
+def test_patterns(pattern, name, id):
+    match = pattern_regex(pattern).fullmatch(name)
+    assert (match and match["id"]) == id
+
+
+def test_brackets_in_names_are_literal(tmp_path):
+    write(tmp_path / "run[1]" / "a.tif", 1)
+    assert list(matching_files(tmp_path, "run[1]/{id}.tif")) == ["a"]
+
+
+def test_folders_and_patterns_that_lead_nowhere_are_refused(tmp_path):
+    with pytest.raises(Refused, match="no folder .*gone"):
+        catalog(tmp_path / "gone", FLOODS)
+    (tmp_path / "S2").mkdir()
+    with pytest.raises(Refused, match="no image in .* matches S1/{id}_S1Hand.tif; the folder holds S2"):
+        catalog(tmp_path, FLOODS)
+    with pytest.raises(ValueError, match="must hold {id}"):
+        PairOptions(masks="labels/*.tif")
+    with pytest.raises(Refused, match="does not fit place"):
+        catalog(options=FLOODS.replace(place="{place}-{x}-{y}-{z}"))
+
+
+# Fault 9: everything that is missing, broken or empty, in one error
+
+def test_missing_broken_and_empty_files_are_listed_in_one_error_before_anything_runs(chips):
+    whole = image(chips, "Nigeria_812045").read_bytes()
+    wounds = {
+        image(chips, "Nigeria_812045"): whole[: len(whole) // 2],
+        image(chips, "Spain_7370579"): image(chips, "Spain_7370579").read_bytes()[:-80_000],
+        image(chips, "Ghana_97059"): whole[: len(whole) // 1000],
+        mask(chips, "Somalia_699062"): b"", mask(chips, "Spain_6860600"): b"<!DOCTYPE html><title>404</title>",
+    }
+    for path, data in wounds.items():
+        path.write_bytes(data)
+    image(chips, "Ghana_53713").unlink()
+    mask(chips, "USA_905409").unlink()
+    lines = said(chips)
+    text = "\n".join(lines)
+    assert len(lines) == 1 + 7 and "7 problems" in lines[0] and "3 sound pairs" in lines[0]
+    assert all(text.count(f"{path}: ") == 1 for path in wounds)
+    assert "0 bytes" in next(line for line in lines if "Somalia_699062_LabelHand" in line)
+    assert "web page" in next(line for line in lines if "Spain_6860600_LabelHand" in line)
+    assert f"image without mask: no {mask(chips, 'USA_905409')}" in text
+    assert f"mask without image: no {image(chips, 'Ghana_53713')}" in text
+    sound = catalog(chips, FLOODS.replace(on_missing="skip"))
+    assert sorted(sound["id"]) == ["Ghana_83483", "Paraguay_34417", "Sri-Lanka_534068"]
+    assert len(sound.attrs["skipped"]) == 7 and {s["path"] for s in sound.attrs["skipped"]} >= {str(p) for p in wounds}
+
+
+def test_nothing_left_is_an_error_even_when_faults_may_be_skipped(tmp_path):
+    write_pairs(tmp_path, ["a", "b"], [])
+    (tmp_path / "masks").mkdir()
+    lines = said(tmp_path, SMALL.replace(on_missing="skip"))
+    assert "0 sound pairs" in lines[0] and len(lines) == 3
+    write(tmp_path / "masks" / "a.tif", 1).write_bytes(b"")
+    assert "0 sound pairs" in said(tmp_path, SMALL.replace(on_missing="skip"))[0]
+
+
+def test_a_thousand_faults_stay_readable(tmp_path):
+    (tmp_path / "images").mkdir()
+    [(tmp_path / "images" / f"{i:04}.tif").touch() for i in range(1000)]
+    lines = said(tmp_path, SMALL)
+    assert len(lines) == 202 and lines[-1].strip() == "and 800 more"
+
+
+# Faults 11 to 14: no CRS, other grid, other bands
+
+@pytest.mark.parametrize("grid, words", [
+    (Grid("EPSG:32634", UTM33.transform, 8, 9), ("EPSG:32633 10 m", "EPSG:32634 10 m", "CRS")),
+    (Grid("EPSG:32633", (20, 0, 500000, 0, -20, 5000000), 8, 9), ("EPSG:32633 10 m", "EPSG:32633 20 m", "pixel size")),
+    (Grid("EPSG:32633", (10, 0, 500010, 0, -10, 5000000), 8, 9), ("(500000, 5000000)", "(500010, 5000000)", "origin")),
+    (Grid("EPSG:32633", UTM33.transform, 9, 8), ("8x9", "9x8")),
+], ids=["zone", "resolution", "origin", "shape"])
+def test_a_mask_on_another_grid_is_refused_with_both_sides(tmp_path, grid, words):
+    write_pairs(tmp_path, ["a", "b"], ["a"])
+    write(tmp_path / "masks" / "b.tif", 1, grid)
+    lines = said(tmp_path, SMALL)
+    assert len(lines) == 2 and lines[1].strip().startswith(f"b: {tmp_path}/images/b.tif: ")
+    assert all(word in lines[1] for word in (*words, "masks/b.tif", "gdalwarp"))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_files_that_lie_nowhere_are_listed(tmp_path):
+    write_pairs(tmp_path, ["a", "b"], ["a", "b"])
+    for path in (tmp_path / "images" / "a.tif", tmp_path / "masks" / "b.tif"):
+        with rasterio.open(path, "w", driver="GTiff", count=1, height=8, width=9, dtype="uint8") as target:
+            target.write(np.ones((1, 8, 9), "uint8"))
+    lines = said(tmp_path, SMALL)
+    assert len(lines) == 3 and all("no CRS" in line for line in lines[1:])
+
+
+def test_bands_and_types_that_were_not_declared_are_listed(tmp_path):
+    write_pairs(tmp_path, ["a"], ["a", "b", "c"])
+    write(tmp_path / "images" / "b.tif", 1, bands=3)
+    write(tmp_path / "images" / "c.tif", 1, dtype="uint16")
+    lines = said(tmp_path, SMALL)
+    assert "b.tif: has 3 bands" in lines[1] and "c.tif: is uint16" in lines[2] and "dtype='uint16'" in lines[2]
+
+
+# Reading
+
+@quick
+@given(data=st.data())
+def test_any_window_equals_plain_rasterio(data):
+    row = catalog_of_sample().iloc[data.draw(st.integers(0, 9))]
+    top, left = data.draw(st.integers(0, 511)), data.draw(st.integers(0, 511))
+    window = Window(top, left, data.draw(st.integers(1, 512 - top)), data.draw(st.integers(1, 512 - left)))
+    scene = read(row, FLOODS, window=window)
+    area = rasterio.windows.Window(left, top, window.width, window.height)
+    with rasterio.open(row["image"]) as source, rasterio.open(row["mask"]) as labels:
+        pixels, codes = source.read(window=area), labels.read(1, window=area)
+    assert np.array_equal(scene.s1.values, pixels, equal_nan=True) and np.array_equal(scene.label.values, codes)
+    assert np.array_equal(scene.valid.values, np.isfinite(pixels).all(axis=0)) and scene.label.dtype == codes.dtype
+    assert Grid.from_dict(scene.attrs["grid"]).bounds == pytest.approx(rasterio.windows.bounds(area, source.transform))
+
+
+def catalog_of_sample(memory=[]):  # noqa: B006  scanned once for all examples
+    memory or memory.append(catalog(options=FLOODS))
+    return memory[0]
+
+
+def test_the_sample_is_sound_and_its_two_hard_chips_pass_through():
+    chips = catalog_of_sample()
+    assert len(chips) == 10 and chips["place"].nunique() == 7 and chips.attrs["skipped"] == []
+    by_id = chips.set_index("id", drop=False)
+    assert not read(by_id.loc["Paraguay_34417"], FLOODS).valid.any()
+    assert (read(by_id.loc["Ghana_83483"], FLOODS).label == -1).all()
+
+
+def test_right_halves_hold_the_known_number_of_valid_labelled_pixels():
+    right = [read(row, FLOODS, window=Window(0, 256, 512, 256)) for _, row in catalog_of_sample().iterrows()]
+    usable = [int(((data.label != -1) & data.valid).sum()) for data in right]
+    assert sum(usable) == 882_680 and sum(n > 0 for n in usable) == 8
+
+
+def test_a_file_that_changed_since_the_catalog_is_refused(tmp_path):
+    write_pairs(tmp_path, ["a"], ["a"])
+    row = catalog(tmp_path, SMALL).iloc[0]
+    moved = Grid("EPSG:32633", (10, 0, 600000, 0, -10, 5000000), 8, 9)
+    write(tmp_path / "masks" / "a.tif", 1, moved)
+    with pytest.raises(GridMismatch, match="a: the declared grid is .*500000.*label is .*600000"):
+        read(row, SMALL)
+    (tmp_path / "images" / "a.tif").unlink()
+    with pytest.raises(GeosegError, match="a: .*images/a.tif: no such file"):
+        read(row, SMALL)
+
+
+def test_rows_survive_parquet_and_every_way_of_taking_them_out(tmp_path):
+    chips = read_catalog(write_catalog(catalog_of_sample(), tmp_path / "catalog.parquet"))
+    rows = [chips.iloc[3], list(chips.itertuples())[3], chips.drop(columns="geometry").to_dict("records")[3]]
+    first, *others = [read(row, FLOODS, ["VH"], Window(0, 0, 9, 9)) for row in rows]
+    assert all(first.identical(other) for other in others)
+
+
+def test_declared_nodata_counts_beside_the_files_own(tmp_path):
+    write_pairs(tmp_path, ["a"], ["a"])
+    row = catalog(tmp_path, SMALL).iloc[0]
+    value = sum(b"a") % 251
+    assert read(row, SMALL).valid.all() and not read(row, SMALL.replace(nodata=value)).valid.any()
+    assert sensors(SMALL.replace(nodata=value))[0].nodata == value
+
+
+def test_images_without_masks(tmp_path):
+    write_pairs(tmp_path, ["a", "b"], [])
+    options = SMALL.replace(masks="")
+    table = catalog(tmp_path, options)
+    assert table["mask"].tolist() == ["", ""] and list(read(table.iloc[0], options).data_vars) == ["cam", "valid"]
+
+
+def test_links_spaces_and_other_alphabets(tmp_path):
+    write_pairs(tmp_path / "zona húmeda", ["río 1", "地図"], ["río 1", "地図"])
+    (tmp_path / "link").symlink_to(tmp_path / "zona húmeda")
+    assert sorted(catalog(tmp_path / "link", SMALL)["id"]) == ["río 1", "地図"]
+
+
+# The table of products
+
+def test_readers_travel_and_products_are_checked(tmp_path):
+    reader = products.reader("pairs", {"place": "{place}_{chip}"})
+    row = catalog_of_sample().iloc[0]
+    again = pickle.loads(pickle.dumps(reader))  # noqa: S301  our own bytes
+    assert again(row, ["VV"], Window(0, 0, 4, 4)).identical(read(row, FLOODS, ["VV"], Window(0, 0, 4, 4)))
+    with pytest.raises(Refused, match="no product 'pair'.*did you mean 'pairs'"):
+        products.product("pair")
+    with pytest.raises(Refused, match="image"):
+        products.reader("pairs", {"image": "x"})
+
+
+def test_the_catalog_of_a_spec_skips_or_raises_as_the_spec_says(chips):
+    mask(chips, "USA_905409").unlink()
+    with pytest.raises(GeosegError, match="USA_905409"):
+        products.catalog(CatalogSpec(root=str(chips)))
+    kept = products.catalog(CatalogSpec(root=str(chips), on_error="skip"), Execution(workers=1))
+    assert len(kept) == 9 and [s["id"] for s in kept.attrs["skipped"]] == ["USA_905409"]
+
+
+def test_a_measured_catalog_counts_what_plain_numpy_counts_and_names_what_it_left_out(chips, tmp_path):
+    mask(chips, "USA_905409").write_bytes(b"")
+    spec = CatalogSpec(root=str(chips), on_error="skip", options={"place": "{place}_{chip}"})
+    scenes, problems = products.measured_catalog(spec)
+    assert dict(problems[["id", "kind"]].itertuples(index=False)) == {
+        "USA_905409": "skipped", "Paraguay_34417": "no valid pixel", "Ghana_83483": "no labelled pixel"}
+    assert "0 bytes" in problems.set_index("id")["detail"]["USA_905409"]
+    labels, seen = [], []
+    for path in sorted((chips / "labels").glob("*.tif")):
+        if "USA" not in path.name:
+            with rasterio.open(path) as codes, rasterio.open(image(chips, path.name[:-14])) as source:
+                labels.append(codes.read(1))
+                seen.append(np.isfinite(source.read()).all(axis=0))
+    labels, seen = np.stack(labels), np.stack(seen)
+    counts = read_catalog(write_catalog(scenes, tmp_path / "c.parquet")).attrs["counts"]
+    assert counts["count_dry"] == ((labels == 0) & seen).sum() and counts["count_water"] == ((labels == 1) & seen).sum()
+    assert counts["count_dry"] + counts["count_water"] + counts["count_ignored"] == labels.size == counts["pixels"]
+    table = products.class_counts(scenes, spec, shown=2)
+    assert table["count"].sum() == counts["count_dry"] + counts["count_water"] and table["part"].nunique() == 3
+
+
+def test_a_source_survives_its_record():
+    import json
+
+    spec = CatalogSpec(options={"nodata": -30.0})
+    again = products.received(json.loads(json.dumps({"job": "10_catalog", "outputs": products.hand_over(spec)})))
+    source, row = products.source_of(spec), catalog_of_sample().iloc[7]
+    assert again.sensors == source.sensors and again.legend == source.legend
+    assert again.reader(row, ["VV"], Window(0, 0, 9, 9)).identical(source.reader(row, ["VV"], Window(0, 0, 9, 9)))
+
+
+# Real data beyond the sample
+
+def test_the_chips_as_published_pair_by_name():
+    root = os.environ.get("GEOSEG_DATA")
+    if not root:
+        pytest.skip("GEOSEG_DATA is not set: no data beyond the sample")
+    folder = Path(root) / "sen1floods11_spain_s1s2"
+    names = [f"B{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8)] + ["B8A", "B9", "B10", "B11", "B12"]
+    options = PairOptions(images="S2/{id}_S2Hand.tif", masks="Labels/{id}_LabelHand.tif", sensor="s2", bands=names,
+                          unit="", dtype="int16")
+    scene = read(catalog(folder, options).iloc[0], options, bands=["B8", "B3"], window=Window(0, 0, 32, 32))
+    with rasterio.open(next((folder / "S2").glob("*.tif"))) as source:
+        assert np.array_equal(scene.s2.values, source.read([8, 3])[:, :32, :32])
+    with pytest.raises(GeosegError, match="has 13 bands"):
+        catalog(folder, options.replace(bands=names[:4]))
+
+
+def test_sparse_labels_of_a_landsat_scene():
+    root = os.environ.get("GEOSEG_DATA")
+    if not root:
+        pytest.skip("GEOSEG_DATA is not set: no data beyond the sample")
+    options = PairOptions(images="L8-B5-{id}.tiff", masks="L8-Labels-{id}.tiff", sensor="l8", bands=["B5"], unit="",
+                          dtype="uint16")
+    table = catalog(Path(root) / "landsat8_elkton", options)
+    assert table["id"].tolist() == ["Elkton-VA"]
+    assert set(np.unique(read(table.iloc[0], options).label)) == {0, 1, 2, 255}
