@@ -6,7 +6,7 @@
 __all__ = ['PAGE', 'ModelCard', 'channels', 'markdown_table', 'write_card', 'write_weights', 'save_model', 'read_card',
            'read_weights', 'Model', 'predict_scores', 'load_model']
 
-# %% ../nbs/35_checkpoint.ipynb #20a645b0
+# %% ../nbs/35_checkpoint.ipynb #86bf1981
 import os
 import secrets
 import shutil
@@ -23,7 +23,7 @@ from torch import nn
 
 from .core import GeosegError, Legend, Refused, Sensor
 from .loader import Normaliser, normaliser_from_dict
-from .models import ModelSpec, build_model, logits_of, resolve_device, resolve_precision
+from .models import ModelSpec, build_model, logits_of, resolve_device, resolve_precision, spare_core
 from .spec import Spec, dumps_json, make, read_config
 from .storage import atomic_file, resolve, sha256, write_atomic
 
@@ -51,7 +51,7 @@ def channels(
     sensors = [Sensor.from_dict(s) for s in card.sensors]
     return [(s.name, band.name, band.unit) for s in sensors for band in s.bands]
 
-# %% ../nbs/35_checkpoint.ipynb #a799270e
+# %% ../nbs/35_checkpoint.ipynb #90a381bc
 def markdown_table(
     head: list[str],
     rows: list,  # of rows, each as long as the head
@@ -67,16 +67,15 @@ def _number(value) -> str:
 
 def _in_words(values: dict) -> str:
     "A flat dict in one line, numbers to four digits"
-    said = {k: [_number(x) for x in v] if isinstance(v, (list, tuple)) else [_number(v)] for k, v in values.items() if v is not None}
+    said = {k: [_number(x) for x in v] if isinstance(v, (list, tuple)) else [_number(v)] for k, v in values.items() if v not in (None, [], ())}
     return "; ".join(f"{k} {', '.join(v)}" for k, v in said.items())
 
-# %% ../nbs/35_checkpoint.ipynb #d6770b97
+# %% ../nbs/35_checkpoint.ipynb #c9b76539
 PAGE = """# {title}
 
 Maps {classes} from {bands} with a {architecture} on a {encoder} encoder.
 
 ## Input
-
 {channels}
 
 Values are given in these units; the model normalises them itself ({normaliser}). Pixels that are NaN or infinite come out as nodata.
@@ -84,21 +83,17 @@ It was trained on tiles of {size} x {size} pixels: predict in windows of that si
 cost most of the accuracy.
 
 ## Classes
-
 {legend}
 
 ## Scores on the validation part
-
 {scores}
 
 They hold for places like those of the training data. Test on a place of your own before you trust a map of it.
 
 ## Where it comes from
-
 {provenance}
 
 ## Predict
-
 ```python
 from geoseg_nb.checkpoint import load_model
 from geoseg_nb.predict import predict_scene
@@ -126,7 +121,7 @@ def write_card(
         provenance=markdown_table(["what", "value"], [(k, _number(v)) for k, v in origin.items()]) if origin else "Not recorded.",
     )
 
-# %% ../nbs/35_checkpoint.ipynb #e243b8e5
+# %% ../nbs/35_checkpoint.ipynb #7f16d8ba
 def write_weights(
     path: Path,          # .safetensors
     network: nn.Module,
@@ -137,7 +132,7 @@ def write_weights(
         save_file(state, temporary, metadata={"format": "pt"})
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
-
+# %% ../nbs/35_checkpoint.ipynb #2a3198da
 def save_model(
     folder,              # where the model folder shall appear; one that is there is replaced
     network: nn.Module,  # of `build_model`
@@ -158,7 +153,7 @@ def save_model(
 
 
 def _put_in_place(room: Path, folder: Path):
-    "A folder cannot be renamed over a full one: the old one steps aside first"
+    "Renames a finished folder to its name, in the place of an older one"
     aside = room.with_name(room.name + "-old")
     if folder.exists():
         os.replace(folder, aside)
@@ -197,7 +192,7 @@ def read_weights(
     except SafetensorError as error:
         raise GeosegError(f"{path}: no safetensors file: {error}", item=str(path)) from None
 
-# %% ../nbs/35_checkpoint.ipynb #0779fcbe
+# %% ../nbs/35_checkpoint.ipynb #58f1d23c
 @dataclass(frozen=True)
 class Model:
     "A network ready to predict, with all that belongs to it"
@@ -223,7 +218,7 @@ class Model:
         "Raw image [n, bands, h, w] -> class probabilities float32 [n, classes, h, w]"
         return predict_scores(self, image)
 
-
+# %% ../nbs/35_checkpoint.ipynb #d593a7bf
 def predict_scores(
     model: Model,
     image,         # numbers in raw units [n, bands, h, w]; NaN where there are none
@@ -233,7 +228,7 @@ def predict_scores(
     if image.ndim != 4 or image.shape[1] != len(model.bands):
         raise GeosegError(f"image is {image.shape}, not [n, {len(model.bands)}, h, w]: the model's bands are {', '.join(model.bands)}")
     values = torch.as_tensor(model.normaliser(image), dtype=torch.float32, device=model.device)
-    with torch.inference_mode():
+    with spare_core(), torch.inference_mode():
         return logits_of(model.network, values, model.precision).softmax(1).cpu().numpy()
 
 # %% ../nbs/35_checkpoint.ipynb #905a75da

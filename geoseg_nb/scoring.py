@@ -21,7 +21,7 @@ from .raster import read_bands, row_grid
 from .split import area_mask
 from .windows import Window
 
-# %% ../nbs/42a_scoring.ipynb #a9dd440d
+# %% ../nbs/42a_scoring.ipynb #b9d4ecf1
 class Block(NamedTuple):
     "Rows of a scene"
 
@@ -49,9 +49,10 @@ def target_blocks(
         if "label" not in dataset:
             raise GeosegError(f"{row['id']}: no label to score against", item=row["id"])
         target = legend.encode(dataset["label"].values, item=row["id"])
-        yield Block(window, dataset, np.where(here & dataset["valid"].values, target, legend.ignore_index).astype("uint8"))
+        counts = here & dataset["valid"].values
+        yield Block(window, dataset, np.where(counts, target, legend.ignore_index).astype("uint8"))
 
-# %% ../nbs/42a_scoring.ipynb #042ff574
+# %% ../nbs/42a_scoring.ipynb #7d192725
 def rows_of(
     catalog, # one row a scene
     split: pd.DataFrame,
@@ -60,13 +61,14 @@ def rows_of(
     "The scenes that have an area of a part"
     wanted = set(split.loc[split["part"] == part, "scene"])
     if not wanted:
-        raise Refused(f"the split has no area of part {part}; it has {', '.join(sorted(set(split['part']))) or 'none'}", item=part)
+        there = ", ".join(sorted(set(split["part"]))) or "none"
+        raise Refused(f"the split has no area of part {part}; it has {there}", item=part)
     lost = sorted(wanted - set(catalog["id"]))
     if lost:
         raise Refused(f"{len(lost)} scenes of the split are not in the catalog: {', '.join(lost[:5])}", item=lost[0])
     return [row for _, row in catalog.iterrows() if row["id"] in wanted]
 
-# %% ../nbs/42a_scoring.ipynb #ecbf7711
+# %% ../nbs/42a_scoring.ipynb #5ca40ae2
 class Scored(NamedTuple):
     "The counts of one scene"
 
@@ -90,12 +92,13 @@ def score_scene(
         found = read_bands({"classes": (path, 1)}, row_grid(row), window, row["id"])[0]
         silent = int(((target != nodata) & (found == nodata)).sum())
         if silent:
-            raise GeosegError(f"{row['id']}: {silent} labelled pixels with a known image have no class in {path.name}", item=row["id"])
+            what = f"{silent} labelled pixels with a known image have no class in {path.name}"
+            raise GeosegError(f"{row['id']}: {what}", item=row["id"])
         matrix += confusion(target, found, n, nodata)
         trivial += confusion(target, baseline(dataset), n, nodata)
     return Scored(row["id"], str(row.get("place", "") or row["id"]), matrix, trivial)
 
-# %% ../nbs/42a_scoring.ipynb #02844fed
+# %% ../nbs/42a_scoring.ipynb #68570bc8
 def flat_scores(
     matrix: np.ndarray, # [classes, classes]
     names: list[str],
@@ -113,7 +116,8 @@ def score_table(
     "A row of scores for each group of scenes"
     rows = []
     for what, group in groups.items():
-        matrix, trivial = (sum((getattr(s, k) for s in group), np.zeros((len(names),) * 2, "int64")) for k in ("matrix", "baseline"))
+        none = np.zeros((len(names),) * 2, "int64")
+        matrix, trivial = (sum((getattr(s, k) for s in group), none) for k in ("matrix", "baseline"))
         trivial = {f"baseline_{k}": v for k, v in flat_scores(trivial, names).items()}
         size = {"what": what, "scenes": sum(bool(s.matrix.any()) for s in group), "pixels": int(matrix.sum())}
         rows.append(size | flat_scores(matrix, names) | trivial)
@@ -125,7 +129,10 @@ def grouped(
     key: str, # field of Scored: id or place
 ) -> dict[str, list[Scored]]: # value -> its scenes
     "Scenes by a field"
-    return {value: [s for s in scored if getattr(s, key) == value] for value in dict.fromkeys(getattr(s, key) for s in scored)}
+    groups = {}
+    for scene in scored:
+        groups.setdefault(getattr(scene, key), []).append(scene)
+    return groups
 
 # %% ../nbs/42a_scoring.ipynb #1f9176ee
 def mean_row(
@@ -155,7 +162,7 @@ def summary_table(
     rows = [*pooled[:1].to_dict("records"), *means, *pooled[1:].to_dict("records")]
     return pd.DataFrame(rows)
 
-# %% ../nbs/42a_scoring.ipynb #cfc8a9a9
+# %% ../nbs/42a_scoring.ipynb #2ab7b4d9
 def target_score(
     matrix: np.ndarray, # [classes, classes]
     names: list[str],
@@ -172,4 +179,5 @@ def spaced(
 ) -> list[Scored]: # from the worst to the best
     "Scenes evenly spaced by score; those without a score come last"
     order = sorted(scored, key=lambda s: np.nan_to_num(target_score(s.matrix, names), nan=2.0))
-    return [order[i] for i in dict.fromkeys(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int).tolist())]
+    places = np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)
+    return [order[i] for i in dict.fromkeys(places.tolist())]

@@ -158,7 +158,7 @@ def shard_done(
         return None
     return None if damage(root, record) else record
 
-# %% ../nbs/21_tilestore.ipynb #e49bf155
+# %% ../nbs/21_tilestore.ipynb #7e2a25f3
 def write_shard(
     url,
     k: int,  # shard number
@@ -173,7 +173,7 @@ def write_shard(
         (root / path).unlink(missing_ok=True)
         open_array(root / name, "r+", threads=1)[slice(*shard_rows(spec, k))] = arrays[name]
     with atomic_file(root / PROGRESS / f"{k}.parquet") as file:
-        _as_index(rows).to_parquet(file, index=False)
+        _as_index(rows).to_wkb().to_parquet(file, index=False)
     record = record_shard(root, spec, k)
     write_atomic(root / PROGRESS / f"{k}.json", dumps_json(record))
     return record
@@ -198,11 +198,12 @@ def _consolidate(root):
     group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
     write_atomic(root / "zarr.json", dumps_json(group))
 
-# %% ../nbs/21_tilestore.ipynb #de97e2da
+# %% ../nbs/21_tilestore.ipynb #0aca6693
 def shard_index(root, spec) -> geopandas.GeoDataFrame:
     "The index rows of all shards in the order of the tiles"
-    parts = [geopandas.read_parquet(root / PROGRESS / f"{k}.parquet") for k in range(shard_count(spec))]
+    parts = [pd.read_parquet(root / PROGRESS / f"{k}.parquet") for k in range(shard_count(spec))]
     index = pd.concat(parts, ignore_index=True)
+    index = _as_index(index.assign(geometry=geopandas.GeoSeries.from_wkb(index["geometry"])))
     twice = index["id"][index["id"].duplicated()].unique()
     if len(twice):
         raise GeosegError(f"store {spec.name}: {len(twice)} ids occur twice: {', '.join(twice[:5])}", item=str(twice[0]))

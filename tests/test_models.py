@@ -11,7 +11,7 @@ from geoseg_nb.models import (
 from safetensors.torch import save_file
 from timm.models import adapt_input_conv
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 SIZES = {1: ((61, 61), (100, 37)), 13: ((120, 120),)}  # by bands
 
 

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib import rcParams
 from matplotlib.colors import to_hex
 
-from geoseg_nb import plots
+from geoseg_nb import panels, plots
 from geoseg_nb.core import make_legend
 
 FLOODS = make_legend({"dry": [0, "#d8c9a0"], "water": [1, "#2b6cb0"]}, ignore=[-1])
@@ -147,7 +147,7 @@ def test_curves_without_validation_and_of_one_epoch():
 
 @pytest.mark.parametrize("image", [np.full((2, 4, 4), np.nan), np.zeros((1, 4, 4)), np.full((3, 4, 4), np.inf), np.arange(96).reshape(6, 4, 4)])
 def test_composites_of_anything(image):
-    rgb = plots.composite(image)
+    rgb = panels.composite(image)
     assert rgb.shape == (4, 4, 3) and rgb.dtype == np.uint8
 
 

@@ -102,12 +102,12 @@ def test_a_unet_equals_a_whole_image_accumulation(unet, height, width, overlap, 
 
 
 def test_bf16_differs_from_fp32_only_where_classes_are_almost_equal(unet):
-    image = pixels(128, 128, holes=0)
+    image = pixels(64, 64, holes=0)
     with torch.inference_mode():
         logits = unet.network(torch.from_numpy(image[None]))[0].sort(0).values
-    sure = ((logits[-1] - logits[-2]) > 0.05).numpy()
+    sure = ((logits[-1] - logits[-2]) > 0.1 * logits.std()).numpy()
     exact, quick = (rows_of(unet, scene_of(image), FP32.replace(precision=p, overlap=0)) for p in ("fp32", "bf16"))
-    assert (exact == quick).mean() > 0.95 and (exact == quick)[sure].mean() > (exact == quick).mean() - 1e-9
+    assert (exact == quick).mean() > 0.95 and sure.mean() > 0.5 and (exact == quick)[sure].all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,7 +133,7 @@ def test_unknown_windows_never_reach_the_network(unet):
 
 
 def test_another_window_is_refused_or_warned_of(unet):
-    scene = scene_of(pixels(70, 70), GRID)
+    scene = scene_of(pixels(90, 70), GRID)
     with pytest.raises(Refused, match="trained on tiles of 64 px"): list(class_rows(unet, scene, FP32.replace(window=128)))
     with pytest.warns(UserWarning, match="may collapse"):
         rows_of(unet, scene, FP32.replace(window=32, allow_other_window=True))
@@ -251,9 +251,9 @@ PEAK = """
     folder, height = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     model = load_model(folder / "m", device="cpu", precision="fp32")
-    model = replace(model, network=nn.Conv2d(2, 3, 1).eval())
-    read = lambda w: np.random.default_rng(w.row).normal(size=(2, w.height, w.width)).astype("float32")
-    scene = Scene(Grid("EPSG:32633", (10, 0, 5e5, 0, -10, 5e6), height, 3000), read)
+    model = replace(model, network=nn.Conv2d(2, 3, 1).eval(), card=model.card.replace(tile_size=250))
+    read = lambda w: np.full((2, w.height, w.width), w.row % 7 - 3, "float32")
+    scene = Scene(Grid("EPSG:32633", (10, 0, 5e5, 0, -10, 5e6), height, 2000), read)
     predict_scene(model, scene, folder / f"{height}.tif", PredictSpec(overlap=0))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -263,6 +263,6 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(unet, tmp_path):
     save_model(tmp_path / "m", unet.network, unet.card.replace(weights={}))
     peak = lambda height: int(subprocess.run([sys.executable, "-c", textwrap.dedent(PEAK), tmp_path, str(height)], check=True, capture_output=True,
                                              text=True, env={**os.environ, "GDAL_CACHEMAX": "32"}).stdout)
-    low, high = peak(1024), peak(10240)
-    scores_of_the_whole = 10240 * 3000 * 3 * 4 / 2**20
-    assert high - low < 60 < scores_of_the_whole / 5, f"{low} MB for 1,024 rows, {high} MB for 10,240"
+    low, high = peak(1024), peak(8192)
+    scores_of_the_whole = 8192 * 2000 * 3 * 4 / 2**20
+    assert high - low < 40 < scores_of_the_whole / 4, f"{low} MB for 1,024 rows, {high} MB for 8,192"

@@ -1,7 +1,6 @@
 "The tile store under faults: every shape, every killed writer, every damaged byte"
 import multiprocessing
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -387,7 +386,6 @@ def test_a_store_travels_to_another_process(tmp_path):
     finished(tmp_path / "t.zarr", make_spec())
     store = open_store(tmp_path / "t.zarr")
     here = _sum(store)
-    assert pickle.loads(pickle.dumps(store)).hash == store.hash
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         assert pool.apply(_sum, (store,)) == here
 
