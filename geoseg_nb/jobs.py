@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECRET', 'KINDS', 'parameters_cell', 'Parameter', 'read_parameters', 'handle', 'job_notebooks', 'recipe_folders',
-           'check_values', 'as_declared', 'parse_assignment', 'Recipe', 'load_recipe', 'apply_variant', 'Step',
-           'members', 'plan_steps', 'bind', 'declared', 'checked', 'override']
+           'refuse_secret', 'check_values', 'as_declared', 'parse_assignment', 'Recipe', 'load_recipe', 'apply_variant',
+           'Step', 'members', 'plan_steps', 'bind', 'declared', 'checked', 'override']
 
 # %% ../nbs/60_jobs.ipynb #41bf4933
 import ast
@@ -84,9 +84,15 @@ def recipe_folders() -> dict[str, Path]:  # name -> folder with a recipe.yml
     "The recipes that come with the package"
     return {path.parent.name: path.parent for path in sorted(packaged("runs").glob("*/recipe.yml"))}
 
-# %% ../nbs/60_jobs.ipynb #aa304447
+# %% ../nbs/60_jobs.ipynb #643d4479
 SECRET = re.compile(r"(?:^|_)(token|secret|password|api_key|access_key)(?:_|$)", re.IGNORECASE)
 KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+def refuse_secret(name: str) -> str:
+    "The name of a parameter, unless it names a credential; its value is never repeated"
+    if not SECRET.search(name): return name
+    raise Refused(f"parameter {name} looks like a credential; notebooks repeat their parameters, pass it in the environment", item=name)
 
 
 def check_values(
@@ -95,10 +101,7 @@ def check_values(
     job: str,                          # for the error
 ) -> dict:                             # the same names, values of the declared types
     "Refuse what the job did not declare, convert what it did"
-    for name in values:
-        if SECRET.search(name):
-            raise Refused(f"{job}: parameter {name} looks like a credential; notebooks repeat their parameters, pass it in the environment")
-        if name not in parameters: pick(parameters, name, f"parameter of {job}")
+    for name in values: pick(parameters, refuse_secret(name), f"parameter of {job}")
     return {name: as_declared(value, parameters[name].kind, f"{job}.{name}") for name, value in values.items()}
 
 
@@ -110,13 +113,13 @@ def as_declared(value, kind: str, key: str):
     if isinstance(value, wanted): return value
     raise Refused(f"{key} is {value!r}, not a {wanted.__name__}", item=key)
 
-# %% ../nbs/60_jobs.ipynb #0d6d08e6
+# %% ../nbs/60_jobs.ipynb #a704f06a
 def parse_assignment(
     text: str,  # `name=value` or `job.name=value`
 ) -> tuple[str, str, str]:  # job handle or "", name, value as typed
     "One `-p` of the command line"
     match = re.fullmatch(r"(?:([A-Za-z0-9_]+)\.)?([A-Za-z_]\w*)=(.*)", text, re.DOTALL)
-    if match: return handle(match[1] or ""), match[2], match[3]
+    if match: return handle(match[1] or ""), refuse_secret(match[2]), match[3]
     raise Refused(f"-p {text!r} is not name=value or job.name=value")
 
 # %% ../nbs/60_jobs.ipynb #63d3fafe

@@ -7,7 +7,7 @@ __all__ = ['BATCH', 'CODES', 'run_folder', 'fingerprint', 'read_result', 'print_
            'JobFailed', 'papermill_run', 'execute', 'headline', 'launch', 'run_steps', 'Request', 'job_named',
            'lay_file', 'prepare', 'gather']
 
-# %% ../nbs/60a_launch.ipynb #d1d52d91
+# %% ../nbs/60a_launch.ipynb #6fb8cf21
 import hashlib
 import os
 import sys
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from .jobs import Step, bind, checked, job_notebooks, load_recipe, override, pla
 from .spec import Spec, dumps_json, loads_json, read_config
 from .storage import resolve, run_lock, safe_name, write_atomic
 
-# %% ../nbs/60a_launch.ipynb #dcd21419
+# %% ../nbs/60a_launch.ipynb #fca7b7ad
 def run_folder(
     recipe: str,    # name of a job or a recipe
     out: str = "",  # the run folder itself, or "" for a new one under $GEOSEG_RUNS or ./out
 ) -> Path:          # absolute
     "Where a run lives"
     if out: return resolve(out)
-    now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return resolve(os.environ.get("GEOSEG_RUNS", "out")) / safe_name(recipe) / now
 
 # %% ../nbs/60a_launch.ipynb #f4a893c1

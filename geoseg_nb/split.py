@@ -27,12 +27,12 @@ from .core import GeosegError, Refused, closest, pick
 from .plots import draw_image
 from .spec import Spec
 
-# %% ../nbs/11_split.ipynb #7d182eec
+# %% ../nbs/11_split.ipynb #b2535395
 PARTS = ("train", "val", "test")
 COLUMNS = ("scene", "part", "row0", "row1", "col0", "col1", "height", "width")
 HALVES = {
-    "train": {"rows": [0, 0.75], "cols": [0, 0.5]},
-    "val": {"rows": [0.75, 1], "cols": [0, 0.5]},
+    "train": {"rows": [0, 0.875], "cols": [0, 0.5]},
+    "val": {"rows": [0.875, 1], "cols": [0, 0.5]},
     "test": {"rows": [0, 1], "cols": [0.5, 1]},
 }
 

@@ -4,15 +4,16 @@
 when either changed since its outputs were made. The laws demand only the first, so that a change low in the house does not force
 every picture to be drawn again on the spot.
 """
-import ast
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from house import NOTEBOOKS, ROOT, cells
 
+QUIET = ["--IPKernelApp.log_level=ERROR"]
 RECORD = ROOT / "nbs" / "outputs.json"
 TOUR = [*NOTEBOOKS, ROOT / "nbs" / "index.ipynb"]
 
@@ -26,8 +27,9 @@ def own_print(notebook: Path) -> str:
 
 
 def imported(source: str) -> set[str]:
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module]
-    return {n.module.split(".")[-1] for n in nodes if n.level or n.module.startswith("geoseg_nb.")}
+    "Sibling modules that a cell or a module imports; a cell may hold magics, so this is no syntax tree"
+    lines = re.findall(r"^\s*(?:from geoseg_nb\.(\w+)|from \.(\w+)|from geoseg_nb import (.+)|import geoseg_nb\.(\w+))", source, re.MULTILINE)
+    return {name for found in lines for group in found for name in re.findall(r"\w+", group)}
 
 
 def below_print(notebook: Path) -> str:
@@ -56,7 +58,8 @@ def rerun(notebook: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(notebook, 4)
-    NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(notebook.parent)}}).execute()
+    NotebookClient(nb, timeout=900, kernel_name="python3", extra_arguments=QUIET,
+                   resources={"metadata": {"path": str(notebook.parent)}}).execute()
     nbformat.write(nb, notebook)
     subprocess.run([Path(sys.executable).with_name("nbdev-clean"), "--fname", notebook], cwd=ROOT, check=True)
     known = {**record(), notebook.stem: {"own": own_print(notebook), "below": below_print(notebook)}}

@@ -3,13 +3,14 @@ import nbformat
 import pytest
 from house import NOTEBOOKS, ROOT
 from nbclient import NotebookClient
-from refresh import own_print, record
+from refresh import QUIET, own_print, record
 
 
 @pytest.mark.parametrize("notebook", [*NOTEBOOKS, ROOT / "nbs" / "index.ipynb"], ids=lambda p: p.stem)
 def test_notebook_runs(notebook):
     nb = nbformat.read(notebook, 4)
-    NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(notebook.parent)}}).execute()
+    NotebookClient(nb, timeout=300, kernel_name="python3", extra_arguments=QUIET,
+                   resources={"metadata": {"path": str(notebook.parent)}}).execute()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)

@@ -121,7 +121,7 @@ def test_wrong_numbers_are_refused_by_name(values, told):
 
 
 def test_a_buffer_that_eats_an_area_names_it():
-    with pytest.raises(GeosegError, match="nothing is left of val rows 48:64 columns 0:24 at a buffer of 30 px"):
+    with pytest.raises(GeosegError, match="nothing is left of val rows 56:64 columns 0:24 at a buffer of 30 px"):
         make_split(scenes(1), SplitSpec(buffer=30))
 
 
@@ -232,7 +232,7 @@ def test_leaks_within_a_scene_name_both_areas_and_the_fix():
     check_split(split, 4)
     with pytest.raises(GeosegError, match="nearer to another part than the buffer of 5 px: 6") as error:
         check_split(split, 5)
-    assert "s000: train rows 0:44 columns 0:20 is 4 px from val rows 48:64 columns 0:20; cut it back to train rows 0:43" in str(error.value)
+    assert "s000: train rows 0:52 columns 0:20 is 4 px from val rows 56:64 columns 0:20; cut it back to train rows 0:51" in str(error.value)
     overlapping = split.assign(col1=split["col1"].where(split["part"] != "train", 30))
     with pytest.raises(GeosegError, match="overlaps test rows 0:64 columns 24:48 by 6 px"):
         check_split(overlapping)
