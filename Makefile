@@ -15,11 +15,13 @@ help:
 	@echo "make docs        the notebooks as HTML pages in _docs/"
 	@echo "make hooks       the pre-commit hook that cleans, exports and lints"
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.made:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV) || (echo "no venv: apt install python3-venv" && rm -rf $(VENV) && false)
 	$(BIN)/pip install --quiet --upgrade pip
+	@touch $@
 
-$(VENV)/.installed: settings.ini setup.py pyproject.toml | $(BIN)/python
+$(VENV)/.installed: settings.ini setup.py pyproject.toml | $(VENV)/.made
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
@@ -47,13 +49,15 @@ refresh: $(VENV)/.dev
 	$(BIN)/python tests/refresh.py
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/bench -p no:cacheprovider -s
+	for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench || exit 1; done
 
 docs: $(VENV)/.dev
 	$(BIN)/jupyter nbconvert --to html --output-dir _docs nbs/index.ipynb nbs/[0-9]*.ipynb nbs/jobs/*.ipynb
 
 hooks: $(VENV)/.dev
-	ln -sf ../../.ci/pre-commit .git/hooks/pre-commit
+	@hook="$$(git rev-parse --git-path hooks)/pre-commit"; mkdir -p "$$(dirname "$$hook")"; \
+	if [ -e "$$hook" ]; then echo "$$hook is there already; remove it first"; exit 1; fi; \
+	printf '#!/bin/sh\nexec "$$(git rev-parse --show-toplevel)/.ci/pre-commit"\n' > "$$hook"; chmod +x "$$hook"; echo "$$hook"
 
 clean:
 	rm -rf out build dist _docs *.egg-info

@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'HEADER', 'CHECKS', 'FATAL', 'CatalogSpec', 'read_last_blo
            'check', 'require_sound', 'spread', 'describe', 'strips', 'measure_scene', 'measure', 'fraction',
            'write_catalog', 'read_table', 'read_catalog']
 
-# %% ../nbs/10_catalog.ipynb #5ddb0d5b
+# %% ../nbs/10_catalog.ipynb #29be3fc6
 import logging
 import os
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from rasterio.windows import Window as RasterWindow
 
 from .core import GeosegError, Refused
 from .spec import Spec
-from .stages import Execution, run_items
+from .stages import Execution, failures, run_items
 from .storage import atomic_file, resolve
 from .windows import Window
 
@@ -196,7 +196,7 @@ def located(
     geometry = footprints(outlines(rows["transform"], *whole), rows["crs"]).to_numpy()
     return gpd.GeoDataFrame(rows.assign(place=place.astype(str), time=time), geometry=geometry, crs="EPSG:4326")
 
-# %% ../nbs/10_catalog.ipynb #440d166a
+# %% ../nbs/10_catalog.ipynb #69c84909
 def scan(
     table: pd.DataFrame,  # id and columns of paths; further columns are kept
     paths=("image", "mask"),  # the columns of paths, the one that gives the grid first
@@ -207,12 +207,12 @@ def scan(
     key = "{0.row} {0.id} {0.column}".format
     outcomes = run_items(probe, files, execution or Execution(), key=key, desc="scan")
     found = [(file, outcome.value) for file, outcome in zip(files, outcomes)]
-    failures = [(file.row, file.id, file.path, value) for file, value in found if isinstance(value, str)]
-    broken = {row for row, *_ in failures}
+    failed = [(file.row, file.id, file.path, value) for file, value in found if isinstance(value, str)]
+    broken = {row for row, *_ in failed}
     good = {file.row: value for file, value in found if file.column == paths[0] and file.row not in broken}
     rows = table.iloc[list(good)].drop(columns=[*HEADER, "geometry"], errors="ignore").reset_index(drop=True)
     catalog = located(rows.join(pd.DataFrame(list(good.values()), columns=list(HEADER))))
-    return catalog, pd.DataFrame([failure[1:] for failure in failures], columns=["id", "path", "reason"])
+    return catalog, pd.DataFrame([failure[1:] for failure in failed], columns=["id", "path", "reason"])
 
 # %% ../nbs/10_catalog.ipynb #15263d72
 def refuse(
@@ -327,7 +327,7 @@ def strips(
     "Full-width windows from top to bottom"
     return [Window(row, 0, min(rows, height - row), width) for row in range(0, height, rows)]
 
-# %% ../nbs/10_catalog.ipynb #2a810a01
+# %% ../nbs/10_catalog.ipynb #6bc0887f
 def measure_scene(
     read,  # callable(row, window=) -> Dataset with valid and perhaps label
     legend,
@@ -352,13 +352,15 @@ def measure(
     legend,
     execution: Execution | None = None,
 ) -> gpd.GeoDataFrame:  # the catalog with valid_fraction, count_<class> and count_ignored
-    "Counts valid and labelled pixels, scene by scene; a scene that failed under on_error='skip' has NaN"
+    "Counts valid and labelled pixels; a scene that failed under on_error='skip' has NaN, and why in attrs['unread']"
     rows = [row for _, row in catalog.drop(columns="geometry").iterrows()]
     do, execution = partial(measure_scene, read, legend), execution or Execution()
     outcomes = run_items(do, rows, execution, key=lambda row: str(row["id"]), desc="measure")
     columns = ["valid_fraction", *(f"count_{name}" for name in legend.names), "count_ignored"]
     measured = pd.DataFrame([o.value or {} for o in outcomes], columns=columns, index=catalog.index)
-    return catalog.drop(columns=columns, errors="ignore").join(measured)
+    counted = catalog.drop(columns=columns, errors="ignore").join(measured)
+    counted.attrs = {**catalog.attrs, "unread": failures(outcomes)}
+    return counted
 
 # %% ../nbs/10_catalog.ipynb #e0b54807
 def fraction(

@@ -209,22 +209,36 @@ def _short_class(name, value):
     codes, colour = value
     return LegendClass(name, colour, tuple(codes) if isinstance(codes, (list, tuple)) else (codes,))
 
-# %% ../nbs/00_core.ipynb #880359cf
+# %% ../nbs/00_core.ipynb #79fa88e0
+def _look_up(legend, codes):
+    "Class index of each code, -1 for one that the legend does not know"
+    pairs = [(code, i) for i, c in enumerate(legend.classes) for code in c.codes]
+    pairs += [(code, legend.ignore_index) for code in legend.ignore]
+    known, index = np.array(sorted(pairs)).T
+    at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+    return np.where(known[at] == codes, index[at], -1).astype("int16")
+
+
+def _by_table(legend, codes, span):
+    "The same for whole numbers that are at most `span` apart: a look at each pixel instead of a search"
+    table = _look_up(legend, np.arange(span + 1).astype(codes.dtype) + codes.min())
+    return np.take(table, np.subtract(codes, codes.min(), dtype=np.intp, casting="unsafe"))
+
+# %% ../nbs/00_core.ipynb #8fc73048
 def encode(
     legend: Legend,
     codes,  # raw codes [...], any integer type, or floats that are whole
     item: str = "",  # what an error names, usually the scene
 ) -> np.ndarray:  # class indices [...], uint8
     "Raw codes to class indices; ignored codes become the ignore index, unknown ones are an error"
-    pairs = [(code, i) for i, c in enumerate(legend.classes) for code in c.codes]
-    pairs += [(code, legend.ignore_index) for code in legend.ignore]
-    known, index = np.array(sorted(pairs)).T
     codes = np.asarray(codes)
-    at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
-    strange = known[at] != codes
+    whole = codes.dtype.kind in "iu" and codes.size > 0
+    span = int(codes.max()) - int(codes.min()) if whole else 0
+    found = _by_table(legend, codes, span) if whole and span < min(codes.size, 65536) else _look_up(legend, codes)
+    strange = found < 0
     if strange.any():
         raise _unknown_codes(legend, codes[strange], item)
-    return index.astype("uint8")[at]
+    return found.astype("uint8")
 
 
 def _unknown_codes(legend, strange, item):

@@ -343,7 +343,7 @@ def fit_normaliser(
         stats = statistics(store, split)
     return make_normaliser(spec.normaliser, stats, spec.clip, bands)
 
-# %% ../nbs/30_loader.ipynb #a9813253
+# %% ../nbs/30_loader.ipynb #185550cc
 def as_is(batch: dict) -> dict:
     "A batch is already one"
     return batch
@@ -358,7 +358,8 @@ def make_loader(
     normaliser: Normaliser | str | None = None,  # a normaliser, or a name; None: mean_std of the training part
     **options,                # other fields of LoaderSpec
 ) -> DataLoader:              # `.skipped`: tiles of the part left out because they are not labelled
-    "Batches of a part: image float32 [n, b, h, w], label int64 [n, h, w] with the ignore index, id list[str]"
+    """Batches of a part: image float32 [n, b, h, w], label int64 [n, h, w] with the ignore index, id list[str].
+    A loop by hand calls `loader.sampler.set_epoch(epoch)` before each pass; without it every pass has the same order"""
     kind = {"normaliser": normaliser} if isinstance(normaliser, str) else {}
     spec = make(LoaderSpec, {"batch_size": batch_size, "seed": seed, **kind, **options})
     rows, skipped = part_rows(store, split, part, spec.min_labelled if part == "train" else 0.0)

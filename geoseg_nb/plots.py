@@ -248,18 +248,20 @@ def plot_iou(
     ax.invert_yaxis()
     return label_axes(ax, "IoU (0 to 1)", "class")
 
-# %% ../nbs/07_plots.ipynb #6ce1c9b1
+# %% ../nbs/07_plots.ipynb #ad6d7a2b
 def plot_balance(
     table, # DataFrame: part, class, count (pixels), colour
     ax: Axes | None = None, # where to draw
+    by: str = "part", # what the bars are: the name of the axis, and of the column where the table has it
 ) -> Axes: # the axes
     "Share of each class in each part, in the legend's colours"
-    parts = list(dict.fromkeys(table["part"]))
+    column = by if by in table else "part"
+    parts = list(dict.fromkeys(table[column]))
     ax = axes_of(ax, (5.0, 1.05 + 0.38 * len(parts)))
-    total = table.groupby("part")["count"].sum()
+    total = table.groupby(column)["count"].sum()
     left = np.zeros(len(parts))
     for name, rows in table.groupby("class", sort=False):
-        count = rows.set_index("part")["count"].reindex(parts).fillna(0)
+        count = rows.set_index(column)["count"].reindex(parts).fillna(0)
         share = (count / total[parts].clip(lower=1)).to_numpy()
         ax.barh(parts, share, left=left, color=rows["colour"].iloc[0], label=name, height=0.62)
         left += share
@@ -271,7 +273,7 @@ def plot_balance(
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(fontsize=7, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK,
               borderpad=0, handlelength=1.1)
-    return label_axes(ax, "share of labelled pixels (%)", "part")
+    return label_axes(ax, "share of labelled pixels (%)", by)
 
 # %% ../nbs/07_plots.ipynb #037c7ba7
 def plot_footprints(
@@ -296,13 +298,14 @@ def plot_footprints(
               title=column if few else None, title_fontsize=7)
     return label_axes(ax, "longitude (° east)", "latitude (° north)")
 
-# %% ../nbs/07_plots.ipynb #7518b55a
+# %% ../nbs/07_plots.ipynb #63d47e7c
 def plot_window_sizes(
     table, # DataFrame: window (px), the score's column, and trained (bool) if known
     column: str = "iou", # the score, 0 to 1
     ax: Axes | None = None, # where to draw
+    name: str = "", # of the score on the axis, "IoU of water"; empty: the column's
 ) -> Axes: # the axes
-    "A score against the window size at prediction"
+    "A score against the window size at prediction, with its values"
     table = table.sort_values("window")
     ax = axes_of(ax, (3.6, 2.5))
     ax.plot(table["window"], table[column], "o-", color=SERIES[0], markersize=4, linewidth=1.4, label="other windows")
@@ -310,10 +313,14 @@ def plot_window_sizes(
         own = table[table["trained"]]
         ax.plot(own["window"], own[column], "o", color=SERIES[1], markersize=7, label="window of training", zorder=3)
         ax.legend(fontsize=7, frameon=False, labelcolor=INK)
+    for window, value in table[["window", column]].dropna().to_numpy():
+        ax.annotate(f"{value:.2f}", (window, value), xytext=(0, 5 if value < 0.9 else -11), textcoords="offset points",
+                    ha="center", fontsize=7, color=INK)
+    ax.margins(x=0.12)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(list(table["window"])))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
     ax.set_ylim(0, 1)
     ax.grid(axis="y", color=FAINT, linewidth=0.5)
-    return label_axes(ax, "window at prediction (px)", f"{column.replace('_', ' ').replace('iou', 'IoU')} (0 to 1)")
+    return label_axes(ax, "window at prediction (px)", f"{name or column.replace('_', ' ').replace('iou', 'IoU')} (0 to 1)")

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'ROWS', 'ONE', 'PredictSpec', 'window_plan', 'starts', 'read_rows', 'Strip', 'scene_strips', 'scorer',
-           'scored_windows', 'class_rows', 'as_model', 'predict', 'predict_scene', 'overview', 'model_hash',
-           'map_folder', 'predict_all', 'predict_catalog', 'predict_files']
+           'scored_windows', 'class_rows', 'as_model', 'predict', 'sources_of', 'refuse_overwriting', 'predict_scene',
+           'overview', 'model_hash', 'map_folder', 'delete_map', 'file_prints', 'list_maps', 'predict_all',
+           'row_prints', 'predict_catalog', 'predict_files']
 
-# %% ../nbs/42_predict.ipynb #4fcc4603
+# %% ../nbs/42_predict.ipynb #646213bc
+import copy
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,9 +25,9 @@ from pydantic import Field
 from .checkpoint import Model, load_model
 from .core import GeosegError, Refused
 from .models import resolve_device, resolve_precision
-from .raster import open_raster, write_cog
+from .raster import open_raster, row_values, write_cog
 from .scenes import Scene, open_scene, scene_of_row
-from .spec import Spec, dumps_json
+from .spec import Spec, dumps_json, loads_json
 from .stages import Execution, failures, run_items
 from .storage import inside, resolve, safe_name, write_atomic
 from .windows import BLENDS, Stitcher, Window, WindowPlan, blend_weights, cut, origins
@@ -110,7 +113,7 @@ def scene_strips(
             first, end = (row if end else 0), end + more.shape[1]
         yield Strip(row, until, held[:, row - first:stop - first])
 
-# %% ../nbs/42_predict.ipynb #e993f640
+# %% ../nbs/42_predict.ipynb #34eaee00
 def scorer(
     model: Model, # network and normaliser
     spec: PredictSpec, # device and precision
@@ -118,7 +121,8 @@ def scorer(
     "The probability of each class, computed where and how the spec says"
     device = model.device if spec.device == "auto" else resolve_device(spec.device)
     precision = model.precision if spec.precision == "auto" else resolve_precision(spec.precision, device)
-    return replace(model, network=model.network.to(device), device=device, precision=precision).predict_scores
+    network = model.network if device == model.device else copy.deepcopy(model.network).to(device)
+    return replace(model, network=network, device=device, precision=precision).predict_scores
 
 
 def scored_windows(
@@ -137,7 +141,7 @@ def scored_windows(
         for col, scores in zip(cols, score(np.stack(batch))):
             yield Window(strip.row, col, size, size), scores
 
-# %% ../nbs/42_predict.ipynb #29a2c014
+# %% ../nbs/42_predict.ipynb #e85ab6c2
 def class_rows(
     model: Model, # network, card and legend
     scene: Scene, # of any size
@@ -152,6 +156,10 @@ def class_rows(
             stitcher.add(window, scores)
         row, blended = stitcher.flush(strip.until)
         known = np.isfinite(strip.image[:, :strip.until - strip.row]).all(0)
+        lost = int((known & ~np.isfinite(blended).all(0)).sum())
+        if lost:
+            what = f"the model's scores of {lost} known pixels from row {row} on are not finite"
+            raise GeosegError(f"{scene.name}: {what}; its weights or its normaliser are broken", item=scene.name)
         yield row, np.where(known, blended.argmax(0), nodata).astype("uint8")
 
 # %% ../nbs/42_predict.ipynb #002ff147
@@ -176,7 +184,24 @@ def predict(
     kept = {k: v for k, v in image.coords.items() if image.dims[0] not in v.dims}
     return xr.DataArray(classes, kept, image.dims[1:], "classes", flags)
 
-# %% ../nbs/42_predict.ipynb #27a26cb3
+# %% ../nbs/42_predict.ipynb #dd4af820
+def sources_of(
+    scene, # what `open_scene` takes
+) -> list[str]: # absolute paths; none of what lies in memory
+    "The files that a scene is read from"
+    paths = [scene] if isinstance(scene, (str, Path)) else scene
+    return [str(resolve(p)) for p in paths] if isinstance(paths, (list, tuple)) else []
+
+
+def refuse_overwriting(
+    out: Path, # where a map is to appear
+    files: list[str], # that scenes are read from
+) -> None:
+    "A map must not take the place of its own input"
+    if os.path.realpath(out) in {os.path.realpath(f) for f in files}:
+        raise Refused(f"{out}: a map would replace the image it is made from; choose another place", item=str(out))
+
+
 def predict_scene(
     model, # a Model, or its folder
     scene, # path, list of paths of one scene, Dataset, DataArray or Scene
@@ -184,13 +209,13 @@ def predict_scene(
     spec: PredictSpec = DEFAULT,
 ) -> Path: # of the COG
     "A class map of a scene of any size"
-    model = as_model(model)
+    model, out = as_model(model), resolve(out)
+    refuse_overwriting(out, sources_of(scene))
     scene = open_scene(scene, model.bands)
     if scene.grid is None:
         fix = "set it (.rio.write_crs) or use predict"
         raise Refused(f"{scene.name}: no CRS, so no place for a map; {fix}", item=scene.name)
     window_plan(model, spec)
-    out = resolve(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     return write_cog(out, class_rows(model, scene, spec), scene.grid, model.legend, model.legend.ignore_index)
 
@@ -205,7 +230,7 @@ def overview(
         shape = tuple(-(-n // step) for n in source.shape)
         return {"id": Path(path).stem, "classes": source.read(1, out_shape=shape), "step": step}
 
-# %% ../nbs/42_predict.ipynb #e6294b5b
+# %% ../nbs/42_predict.ipynb #8c67cf71
 def model_hash(
     model: Model, # whatever it was loaded from
 ) -> str: # 12 hex digits
@@ -224,16 +249,52 @@ def map_folder(
     "A folder whose maps all come from one model and one spec"
     folder = resolve(folder)
     plan = window_plan(model, spec)
-    made_by = dumps_json({"model": model_hash(model), "plan": plan, "blend": spec.blend, "precision": spec.precision})
-    note = folder / "made_by.json"
-    if not note.is_file() or note.read_text() != made_by:
+    by = {"model": model_hash(model), "plan": plan, "blend": spec.blend, "precision": spec.precision}
+    by, note = loads_json(dumps_json(by)), folder / "made_by.json"
+    if not note.is_file() and (own := sorted(p.name for p in folder.glob("*.tif"))):
+        raise Refused(f"{folder} holds {own[0]} and no made_by.json, so its files are not maps of ours; give another folder", item=str(folder))
+    record = loads_json(note.read_text()) if note.is_file() else {}
+    if {key: record.get(key) for key in by} != by:
+        for id in record.get("maps", {}):
+            delete_map(inside(folder, f"{safe_name(id)}.tif"))
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in [*folder.glob("*.tif"), *folder.glob("*.tif.aux.xml")]:
-            stale.unlink()
-        write_atomic(note, made_by)
+        write_atomic(note, dumps_json(by | {"maps": {}}) + "\n")
     return folder
 
-# %% ../nbs/42_predict.ipynb #263d011c
+
+def delete_map(path: Path) -> None:
+    "Deletes a map and what GDAL laid beside it"
+    for file in (path, path.with_name(f"{path.name}.aux.xml")):
+        file.unlink(missing_ok=True)
+
+# %% ../nbs/42_predict.ipynb #eb53b583
+def file_prints(
+    files: list[str], # absolute paths
+) -> list | None: # path, bytes and time of change of each; None where there is no file, or one is missing
+    "What tells whether files are still the same"
+    if not files or not all(map(os.path.isfile, files)):
+        return None
+    return [[f, os.stat(f).st_size, os.stat(f).st_mtime_ns] for f in files]
+
+
+def list_maps(
+    folder: Path, # of `map_folder`
+    paths: dict[str, Path], # id -> its map
+    prints: dict[str, list | None], # id -> of `file_prints`
+) -> None:
+    "Lists the maps that are to be made; those of other sources are deleted, files that were never listed refused"
+    note = folder / "made_by.json"
+    record = loads_json(note.read_text())
+    listed = record.get("maps", {})
+    for id, path in paths.items():
+        if path.exists() and id not in listed:
+            raise Refused(f"{path} is not listed in made_by.json, so it is no map of ours; move it away", item=id)
+    for id, path in paths.items():
+        if prints[id] is None or listed.get(id) != prints[id]:
+            delete_map(path)
+    write_atomic(note, dumps_json(record | {"maps": listed | prints}) + "\n")
+
+# %% ../nbs/42_predict.ipynb #e2cec33e
 ONE = Execution(workers=1)
 
 
@@ -243,10 +304,15 @@ def predict_all(
     folder, # maps are <folder>/<id>.tif
     spec: PredictSpec = DEFAULT,
     execution: Execution = ONE,
+    prints: dict | None = None, # id -> what its map is made from; None: `file_prints` of the scenes that are files
 ) -> list[Path]: # of the maps, in the order of the scenes
-    "A map of every scene; those that are there already are kept"
-    folder = map_folder(folder, model, spec)
-    paths = {id: inside(folder, f"{safe_name(id)}.tif") for id in scenes}
+    "A map of every scene; those that are there already and made from the same files are kept"
+    paths = {id: inside(resolve(folder), f"{safe_name(id)}.tif") for id in scenes}
+    prints = prints or {id: file_prints(sources_of(scene)) for id, scene in scenes.items()}
+    files = [file for each in prints.values() if each for file, *_ in each]
+    for path in paths.values():
+        refuse_overwriting(path, files)
+    list_maps(map_folder(folder, model, spec), paths, prints)
 
     def do(id):
         scene = scenes[id]
@@ -258,7 +324,17 @@ def predict_all(
         warnings.warn(f"{id} has no map: {why}", stacklevel=2)
     return [o.value for o in outcomes if o.status != "failed"]
 
-# %% ../nbs/42_predict.ipynb #ee3b4c53
+# %% ../nbs/42_predict.ipynb #b3620897
+def row_prints(
+    row, # of a catalog
+    reader: Callable, # its options count as well
+) -> list | None: # None where the row names no file
+    "What the map of a row is made from"
+    named = [str(resolve(v)) for k, v in row_values(row).items() if k != "mask" and isinstance(v, str) and os.path.isfile(resolve(v))]
+    prints = file_prints(named)
+    return prints and [*prints, ["", str(getattr(reader, "args", ()))]]
+
+
 def predict_catalog(
     model, # a Model, or its folder
     catalog, # GeoDataFrame, one row a scene
@@ -273,7 +349,8 @@ def predict_catalog(
     opened = {row["id"]: lambda row=row: scene_of_row(row, reader, model.bands) for row in rows}
     if len(opened) < len(rows):
         raise Refused(f"{len(rows) - len(opened)} ids are in the catalog more than once; each map needs its own name")
-    return predict_all(model, opened, folder, spec, execution)
+    prints = {row["id"]: row_prints(row, reader) for row in rows}
+    return predict_all(model, opened, folder, spec, execution, prints)
 
 # %% ../nbs/42_predict.ipynb #64fb9b67
 def predict_files(

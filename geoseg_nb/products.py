@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'CONTRACT', 'product', 'product_options', 'sensors', 'reader', 'catalog', 'Source', 'source_of',
-           'hand_over', 'received', 'barren', 'measured_catalog', 'class_counts']
+           'hand_over', 'received', 'barren', 'measured_catalog', 'readable', 'class_counts']
 
-# %% ../nbs/19_products.ipynb #c0a3b93d
+# %% ../nbs/19_products.ipynb #8e33c796
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import geopandas as gpd
 import pandas as pd
 
-from .catalog import CatalogSpec, check, measure
+from .catalog import CatalogSpec, check, measure, refuse
 from .core import Legend, Refused, Sensor, make_legend, pick
 from .spec import Spec, make
-from .stages import Execution
+from .stages import Execution, with_id
 from .storage import resolve, sample_folder
 
 # %% ../nbs/19_products.ipynb #01aa8e52
@@ -137,20 +137,35 @@ def barren(
     return [*(("no valid pixel", id, dark) for id in scenes["id"][blank]),
             *(("no labelled pixel", id, "no pixel of the label has a class") for id in scenes["id"][bare])]
 
-# %% ../nbs/19_products.ipynb #36fe6898
+# %% ../nbs/19_products.ipynb #7f47bb8f
 def measured_catalog(
     spec: CatalogSpec,
     execution: Execution | None = None,
 ) -> tuple[gpd.GeoDataFrame, pd.DataFrame]:  # scenes, attrs["counts"] over all; problems: kind, id, detail
     "The catalog of a spec with its valid and labelled pixels counted, and all that is wrong with it"
-    made, scenes = source_of(spec), catalog(spec, execution)
-    skipped = [("skipped", s["id"], f"{s['path']}: {s['reason']}") for s in scenes.attrs.get("skipped", [])]
-    kept, scenes = scenes.attrs, measure(found := scenes, made.reader, made.legend, execution)
+    made, found = source_of(spec), catalog(spec, execution)
+    tolerant = (execution or Execution()).replace(on_error="skip", max_failures=len(found))
+    scenes, unread = readable(measure(found, made.reader, made.legend, tolerant), spec.on_error)
+    skipped = [("skipped", s["id"], f"{s['path']}: {s['reason']}") for s in found.attrs.get("skipped", [])]
+    skipped += [("skipped", id, why) for id, why in unread.items()]
     notes = pd.DataFrame(skipped + barren(scenes, made.legend), columns=["kind", "id", "detail"])
-    problems = pd.concat([notes, check(found)], ignore_index=True)
+    problems = pd.concat([notes, check(scenes[list(found)])], ignore_index=True)
     counts = {name: int(scenes[name].sum()) for name in scenes if name.startswith("count_")}
-    scenes.attrs = {**kept, "counts": {"pixels": int((scenes["height"] * scenes["width"]).sum()), **counts}}
+    scenes.attrs["counts"] = {"pixels": int((scenes["height"] * scenes["width"]).sum()), **counts}
     return scenes, problems
+
+
+def readable(
+    measured: gpd.GeoDataFrame,  # of `measure`
+    on_error: str,  # "raise" or "skip"
+) -> tuple[gpd.GeoDataFrame, dict[str, str]]:  # the scenes that were measured; id -> why another was not
+    "Leaves out what could not be measured, or refuses all of it at once"
+    unread = measured.attrs["unread"]
+    if on_error == "raise" or len(unread) == len(measured):
+        fix = "mend the files, give the codes a class or list them under ignore, or pass on_error='skip'"
+        refuse(pd.DataFrame(unread.items(), columns=["id", "why"]), "scenes that cannot be measured", fix, lambda row: with_id(*row))
+    scenes = measured[~measured["id"].astype(str).isin(unread)].reset_index(drop=True)
+    return scenes.astype({name: "int64" for name in scenes if name.startswith("count_")}), unread
 
 # %% ../nbs/19_products.ipynb #48bb0442
 def class_counts(

@@ -125,7 +125,7 @@ def scene_of_array(
 
     return Scene(grid_of_array(image), read, image.name or "array", image.shape[1:])
 
-# %% ../nbs/40_scenes.ipynb #b7abc856
+# %% ../nbs/40_scenes.ipynb #613a1e74
 def sensor_stack(
     dataset: xr.Dataset, # <sensor> [<sensor>_band, y, x], and valid [y, x] where a product gives it
     needed: list[str], # bands in the order of the network's input
@@ -157,7 +157,7 @@ def scene_of_row(
 ) -> Scene:
     "A row of a catalog, read window by window through its product"
     name = row_values(row)["id"]
-    return Scene(row_grid(row), lambda window: sensor_stack(reader(row, window=window), needed, name), name)
+    return Scene(row_grid(row), lambda window: sensor_stack(reader(row, bands=needed, window=window), needed, name), name)
 
 # %% ../nbs/40_scenes.ipynb #f63918dd
 SCENES = {

@@ -134,12 +134,18 @@ def grouped(
         groups.setdefault(getattr(scene, key), []).append(scene)
     return groups
 
-# %% ../nbs/42a_scoring.ipynb #1f9176ee
+# %% ../nbs/42a_scoring.ipynb #1a4f89a8
 def mean_row(
-    table: pd.DataFrame, # of `score_table`
+    groups: dict[str, list[Scored]], # name -> scenes whose pixels are pooled
+    names: list[str], # of the classes
     what: str, # "mean over scenes"
 ) -> dict: # the mean of each score, <score>_std and <score>_n: how many entered it
-    "Means over the rows that have a score, with spread and number"
+    "Means over the groups whose labels hold the class, the same for model and baseline, with spread and number"
+    table = score_table(groups, names)
+    support = np.array([sum(s.matrix for s in group).sum(1) for group in groups.values()])
+    for i, name in enumerate(names):
+        of_class = [f"{whose}{key}_{name}" for whose in ("", "baseline_") for key in ("iou", "f1")]
+        table.loc[support[:, i] == 0, of_class] = np.nan
     numbers = table.drop(columns=["what", "scenes", "pixels"])
     sizes = {"what": what, "scenes": int(table["scenes"].sum()), "pixels": int(table["pixels"].sum())}
     std = numbers.std(ddof=1).add_suffix("_std")
@@ -156,9 +162,9 @@ def summary_table(
     if without:
         groups[f"without {', '.join(without)}"] = [s for s in scored if s.id not in without]
     pooled = score_table(groups, names)
-    means = [mean_row(score_table(grouped(scored, "id"), names), "mean over scenes")]
+    means = [mean_row(grouped(scored, "id"), names, "mean over scenes")]
     if len(grouped(scored, "place")) < len(scored):
-        means.append(mean_row(score_table(grouped(scored, "place"), names), "mean over regions"))
+        means.append(mean_row(grouped(scored, "place"), names, "mean over regions"))
     rows = [*pooled[:1].to_dict("records"), *means, *pooled[1:].to_dict("records")]
     return pd.DataFrame(rows)
 

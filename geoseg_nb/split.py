@@ -9,10 +9,10 @@ __all__ = ['PARTS', 'COLUMNS', 'HALVES', 'SPELLINGS', 'SPLITTERS', 'PART_COLOURS
            'ground', 'in_crs_of', 'near_between', 'tell_inside', 'check_split', 'held_out', 'make_split', 'part_table',
            'draw_areas', 'assign', 'area_mask', 'split_hash', 'write_split', 'read_split']
 
-# %% ../nbs/11_split.ipynb #3195ede7
+# %% ../nbs/11_split.ipynb #17d3891f
 import hashlib
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -90,11 +90,11 @@ def disjoint(value: dict) -> dict:
                 raise Refused(f"areas overlap: {a} and {b} (shares of the scene); move one edge")
     return value
 
-# %% ../nbs/11_split.ipynb #bf982cec
+# %% ../nbs/11_split.ipynb #846e462c
 class SplitSpec(Spec):
     "How ground is divided; hold_out and exclude name ids, places, or values of `column`"
 
-    rule: str = "position"
+    rule: Literal["random", "column", "position"] = "position"
     fractions: dict[str, float] = Field(default_factory=lambda: {"train": 0.7, "val": 0.15, "test": 0.15})
     seed: int = 0
     column: str = ""

@@ -8,7 +8,7 @@ __all__ = ['POOLS', 'STATUSES', 'Execution', 'Outcome', 'reason', 'with_id', 'na
            'by_id', 'run_items', 'tally', 'failures', 'JobRun', 'open_job', 'relative_to_run', 'git_commit', 'record',
            'handle_of', 'find_job', 'read_result', 'earlier', 'output']
 
-# %% ../nbs/06_stages.ipynb #e598b242
+# %% ../nbs/06_stages.ipynb #1950415f
 import logging
 import os
 import re
@@ -31,7 +31,7 @@ from . import __version__
 from .core import GeosegError, Refused, TooManyFailures, pick
 from .profile import Profiler, peak_rss_mb
 from .spec import Spec, dumps_json, loads_json
-from .storage import atomic_file, resolve, safe_name, write_atomic
+from .storage import atomic_file, is_member, packaged, resolve, safe_name, write_atomic
 
 # %% ../nbs/06_stages.ipynb #c44628e8
 class Execution(Spec):
@@ -320,17 +320,18 @@ def relative_to_run(
         return PurePath(value).relative_to(roots[0]).as_posix() if roots else value
     return value
 
-# %% ../nbs/06_stages.ipynb #f8d10818
+# %% ../nbs/06_stages.ipynb #3f418268
 def git_commit() -> str:
-    "Short hash of the project's commit; empty outside of a repository"
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    "Short hash of the package's commit, with + if tracked files were changed since; empty for an installed package"
+    checkout = packaged("runs").parent
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        answer = subprocess.run(command, cwd=resolve("."), capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    return answer.stdout.strip() if answer.returncode == 0 and (checkout / ".git").exists() else ""
 
-# %% ../nbs/06_stages.ipynb #b330c854
+# %% ../nbs/06_stages.ipynb #562e04c3
 STATUSES = ("complete", "failed", "preempted")
 
 
@@ -355,11 +356,9 @@ def record(
         "git": git_commit(),
     }
     job.profile.write(job.folder)
-    text = dumps_json(result) + "\n"
-    write_atomic(job.folder / "result.json", text)
-    return loads_json(text)
+    return loads_json(write_atomic(job.folder / "result.json", dumps_json(result) + "\n").read_text(encoding="utf-8"))
 
-# %% ../nbs/06_stages.ipynb #4eb16026
+# %% ../nbs/06_stages.ipynb #3aa52c79
 def handle_of(
     job: str,  # "22_tile", "10a_check" or already a handle
 ) -> str:  # "tile", "check"
@@ -371,8 +370,9 @@ def find_job(
     run: Path,  # run folder or member of a matrix
     handle: str,
 ) -> Path | None:
-    "The nearest folder of a job: in the run, or one level up"
-    folders = (path for folder in (run, run.parent) for path in sorted(folder.glob("[0-9]*_*")) if path.is_dir())
+    "The nearest folder of a job: in the run or, for a member of a matrix, one level up"
+    places = (run, run.parent)[: 1 + is_member(run)]
+    folders = (path for folder in places for path in sorted(folder.glob("[0-9]*_*")) if path.is_dir())
     return next((path for path in folders if handle_of(path.name) == handle), None)
 
 # %% ../nbs/06_stages.ipynb #c692936d

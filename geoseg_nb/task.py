@@ -200,8 +200,8 @@ def make_optimiser(
     factor = partial(rate_factor, steps=task.steps, spec=task.spec)
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
-# %% ../nbs/36a_task.ipynb #afce53de
-COLUMNS = ["epoch", "train/loss", "lr", "val/loss", "val/iou", "val/f1", "val/accuracy", "seconds"]
+# %% ../nbs/36a_task.ipynb #0657ad76
+COLUMNS = ["epoch", "train/loss", "lr", "val/loss", "val/iou", "val/f1", "val/accuracy", "epoch_seconds"]
 
 
 def pixel_mean(

@@ -7,7 +7,7 @@ __all__ = ['MANIFEST', 'PROGRESS', 'CACHE', 'require_ours', 'create_store', 'rec
            'shard_done', 'write_shard', 'shard_index', 'finish_store', 'TileStore', 'open_store', 'read_shard',
            'read_rows', 'verify', 'replace_shard', 'cached']
 
-# %% ../nbs/21_tilestore.ipynb #d329d0a8
+# %% ../nbs/21_tilestore.ipynb #2286d894
 import hashlib
 import os
 import shutil
@@ -28,16 +28,16 @@ from .layout import (
     CODECS, FORMAT, INDEX, Manifest, ShardRecord, StoreSpec, array_plans, check_shard, metadata_files, open_array,
     shard_count, shard_files, shard_rows)
 from .spec import dumps_json, loads_json, make, spec_hash
-from .storage import atomic_file, safe_name, sha256, storage, write_atomic
+from .storage import ROOM, atomic_file, is_leftover, safe_name, sha256, storage, write_atomic
 
-# %% ../nbs/21_tilestore.ipynb #e2e4fccc
+# %% ../nbs/21_tilestore.ipynb #7eda425e
 MANIFEST, PROGRESS, CACHE = "MANIFEST.json", "progress", "cache"
 
 
 def _entries(root) -> list[Path]:
     "What lies in a folder, without the leavings of a killed writer"
     found = sorted(root.iterdir()) if root.is_dir() else []
-    return [p for p in found if not p.name.startswith(".tmp-") and p.suffix != ".partial" and p.name != PROGRESS]
+    return [p for p in found if not is_leftover(p.name) and p.suffix != ".partial" and p.name != PROGRESS]
 
 
 def require_ours(root: Path) -> None:
@@ -373,7 +373,7 @@ def verify(
             found.append((-1, name, "other bytes" if there else "missing"))
     return pd.DataFrame(found, columns=["shard", "file", "problem"])
 
-# %% ../nbs/21_tilestore.ipynb #3ae4e461
+# %% ../nbs/21_tilestore.ipynb #db9dbbde
 def replace_shard(
     url,
     k: int,  # shard number
@@ -383,7 +383,7 @@ def replace_shard(
     "Writes a shard of a finished store again; its bytes must be those that the manifest names"
     root = storage(url).root
     record = read_manifest(root)[0].shards[k]
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=".tmp-") as aside:
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=ROOM) as aside:
         spec = _spec_on_disk(root)
         fresh = write_shard(create_store(Path(aside) / root.name, spec), k, arrays, rows)
         if fresh != record:

@@ -8,8 +8,9 @@ __all__ = ['STRIP', 'TileSpec', 'choose_bands', 'scene_windows', 'tile_transform
            'measure_tiles', 'cut_shard', 'write_batch', 'batch_done', 'count_failures', 'tile', 'skipped_scenes',
            'tile_counts', 'repair']
 
-# %% ../nbs/22_tiling.ipynb #5615f38d
+# %% ../nbs/22_tiling.ipynb #0976ed56
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +28,7 @@ from .layout import StoreSpec, array_plans, needs_valid, shard_rows, valid_pixel
 from .products import Source
 from .spec import Spec, make, spec_hash
 from .stages import Execution, Outcome, check_failures, run_items
-from .storage import run_lock, storage
+from .storage import run_lock, sha256, storage
 from .tilestore import (
     MANIFEST, PROGRESS, TileStore, create_store, finish_store, open_store, read_manifest, replace_shard, require_ours,
     shard_done, shard_index, verify, write_shard)
@@ -155,12 +156,15 @@ def plan_tiles(
         batches.append(Batch(shards, rows, catalog.iloc[ids.get_indexer(rows["scene"].unique())]))
     return index, batches
 
-# %% ../nbs/22_tiling.ipynb #f8e66887
+# %% ../nbs/22_tiling.ipynb #12e97bfa
 def _identity(spec, catalog) -> dict:
     "Hashes of what a store is cut from"
     grids = catalog[["id", "crs", "transform", "height", "width"]].to_dict("list")
-    files = {name: [Path(path).stat().st_size if isinstance(path, str) and Path(path).is_file() else None
-                    for path in catalog[name]] for name in ("image", "mask") if name in catalog}
+    paths = {name: catalog[name].tolist() for name in ("image", "mask") if name in catalog}
+    there = sorted({path for column in paths.values() for path in column if isinstance(path, str) and Path(path).is_file()})
+    with ThreadPoolExecutor(4) as pool:
+        digests = dict(zip(there, pool.map(sha256, there)))
+    files = {name: [digests.get(path) if isinstance(path, str) else None for path in column] for name, column in paths.items()}
     return {"tiling": spec_hash(spec), "scenes": spec_hash(grids), "files": spec_hash(files)}
 
 

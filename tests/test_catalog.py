@@ -265,6 +265,7 @@ def test_an_unknown_code_names_the_scene_and_skipping_leaves_nan():
         cat.measure(scenes, reader, dry_only)
     skipped = cat.measure(scenes, reader, dry_only, Execution(on_error="skip", max_failures=2))
     assert skipped["count_dry"].isna().all() and len(skipped) == 2
+    assert list(skipped.attrs["unread"]) == list(scenes["id"]) and all("codes 1 (" in r for r in skipped.attrs["unread"].values())
 
 
 # fractions

@@ -152,3 +152,14 @@ def test_the_page_for_people_names_what_they_need(folder):
                  read_card(folder).weights["sha256"], "predict_scene(load_model("):
         assert said in page, said
     assert "None measured." in write_card(card())
+
+
+@pytest.mark.parametrize("own", ["notes.txt", "model.json"])
+def test_only_a_model_is_replaced(network, tmp_path, own):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / own).write_text("{}")
+    with pytest.raises(Refused, match="holds something that is no model"): save_model(tmp_path / "thesis", network, card())
+    with pytest.raises(Refused, match="holds something that is no model"): save_model(tmp_path / "thesis" / own, network, card())
+    assert [f.name for f in tmp_path.rglob("*")] == ["thesis", own] and (tmp_path / "thesis" / own).read_text() == "{}"
+    (tmp_path / "empty").mkdir()
+    assert save_model(save_model(tmp_path / "empty", network, card()), network, card()).name == "empty"

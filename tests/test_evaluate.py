@@ -95,6 +95,31 @@ def test_scores_are_those_of_scikit_learn_on_the_written_files(trained, chips):
         assert mine["per_class"]["water"]["support"] == label.sum()
     assert round(metrics["baseline"]["per_class"]["water"]["iou"], 2) == 0.78
     assert np.array_equal(trained.matrix, confusion_matrix(label, classes))
+    assert metrics["confusion"] == confusion_matrix(label, classes).tolist()
+    assert json.loads(dumps_json(metrics))["baseline"]["confusion"] == confusion_matrix(label, vh < -23).tolist()
+
+
+def test_other_bands_are_neither_read_nor_hide_pixels(unet, chips, split, read, tmp_path):
+    "A third band that is NaN everywhere changes nothing: the reader is asked for the model's bands and the baseline's"
+    asked = []
+
+    def wide(row, bands=None, window=None):
+        asked.append(bands)
+        dataset = read(row, window=window)
+        return dataset if bands else dataset.assign(valid=dataset.valid & False)
+
+    one = chips[chips.id == "Spain_7370579"]
+    found = evaluate(unet, one, split[split.scene == "Spain_7370579"], wide, tmp_path, SPEC.replace(baseline="water: VV < -15"))
+    found.examples(1)
+    assert found.matrix.sum() > 0 and {tuple(a) for a in asked} == {("VV", "VH")}
+
+
+def test_a_scene_without_the_class_has_no_number_above_it(unet, chips, split, read, tmp_path):
+    never = threshold(unet, -500)
+    dry = chips[chips.id == "Spain_7370579"]
+    found = evaluate(never, dry, split[split.scene == "Spain_7370579"], read, tmp_path, SPEC)
+    matrix = np.array([[int(found.matrix.sum()), 0], [0, 0]])
+    assert found.example(found.scored[0]._replace(matrix=matrix))["note"] == "none, none mapped"
 
 
 def test_scenes_and_regions_are_those_of_scikit_learn(trained, chips):
@@ -112,8 +137,10 @@ def test_the_summary_says_what_entered_its_means(trained, chips):
     found = plain(chips, trained.classes)
     rows = trained.summary.set_index("what")
     assert list(rows.index) == ["pooled", "mean over scenes", "mean over regions", "without Sri-Lanka_534068"]
-    ious = [jaccard_score(label, classes) for label, classes, _ in found.values() if len(label) and (label.any() or classes.any())]
+    ious = [jaccard_score(label, classes) for label, classes, _ in found.values() if label.any()]
+    trivial = [jaccard_score(label, vh < -23) for label, _, vh in found.values() if label.any()]
     mean = rows.loc["mean over scenes"]
+    assert mean.baseline_iou_water == pytest.approx(np.mean(trivial)) and mean.baseline_iou_water_n == len(trivial)
     assert mean.iou_water == pytest.approx(np.mean(ious)) and mean.iou_water_std == pytest.approx(np.std(ious, ddof=1)) and mean.iou_water_n == len(ious)
     rest = {k: v for k, v in found.items() if k != "Sri-Lanka_534068"}
     assert rows.loc["without Sri-Lanka_534068"].iou_water == pytest.approx(jaccard_score(pooled(rest, 0), pooled(rest, 1)))
@@ -208,7 +235,8 @@ def test_pooling_and_means_hold_for_any_counts(counts, places):
     union = total.sum(0) + total.sum(1) - total.diagonal()
     expected = np.divide(total.diagonal(), union, out=np.full(3, np.nan), where=union > 0)
     assert np.allclose(summary_table(scored, names).loc[0, [f"iou_{n}" for n in names]].astype(float), expected, equal_nan=True)
-    means = mean_row(table, "mean over scenes")
-    absent = [sum(s.matrix[i].sum() + s.matrix[:, i].sum() == 0 for s in scored) for i in range(3)]
-    assert [means[f"iou_{n}_n"] for n in names] == [len(scored) - a for a in absent]
+    means = mean_row(grouped(scored, "id"), names, "mean over scenes")
+    absent = [sum(s.matrix[i].sum() == 0 for s in scored) for i in range(3)]
+    for score in ("iou", "f1", "baseline_iou"):
+        assert [means[f"{score}_{n}_n"] for n in names] == [len(scored) - a for a in absent]
     assert [np.isnan(means[f"iou_{n}"]) for n in names] == [a == len(scored) for a in absent]

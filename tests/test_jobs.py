@@ -80,7 +80,7 @@ def test_a_changed_parameter_runs_again_and_says_why(floods):
     run, _ = floods
     again = geoseg("run", "floods", "--variant", "small", "--out", run, "-p", "baseline=majority")
     assert again.returncode == 0, again.stderr
-    assert "values changed" in again.stdout and again.stdout.count("skipped") == 4  # evaluate, and predict, which comes after it
+    assert "43_evaluate values changed, runs again" in again.stdout and again.stdout.count("skipped") == 5
 
 
 def test_no_run_file_names_the_machine_secrets(floods, tmp_path):
@@ -93,6 +93,8 @@ def test_no_run_file_names_the_machine_secrets(floods, tmp_path):
     (["run", "train", "-p", "epoch=3"], "epochs"),
     (["run", "floods", "-p", "train.epoch=3"], "epochs"),
     (["run", "floods", "-p", "epochs=many"], "37_train.epochs"),
+    (["run", "floods", "-p", "loss=nonsense"], "cross_entropy"),
+    (["run", "floods", "-p", "train.clip=[1"], "37_train.clip"),
     (["run", "flods"], "floods"),
     (["run", "floods", "--variant", "tiny"], "small"),
     (["run", "floods", "-p", "seed=1"], "11_split"),
@@ -135,6 +137,38 @@ def test_parameter_names_are_never_executed():
 
 def test_a_parameter_cell_is_not_executed_by_reading_it():
     with pytest.raises((Refused, ValueError)): read_parameters("epochs: int = __import__('os').getpid()  # x", "37_train")
+
+
+def test_a_job_run_alone_sees_that_its_input_changed(tmp_path):
+    run = tmp_path / "run"
+    for words in (["catalog"], ["split"], ["catalog", "-p", "options={place: '{place}_{chip}'}"]):
+        assert geoseg("run", *words, "--out", run).returncode == 0
+    assert "earlier changed, runs again" in geoseg("run", "split", "--out", run).stdout
+
+
+def test_a_result_of_another_hand_is_not_taken_for_ones_own(tmp_path):
+    run = tmp_path / "run"
+    for words in (["catalog"], ["split", "-p", "buffer=8"]): assert geoseg("run", *words, "--out", run).returncode == 0
+    path = run / "11_split" / "result.json"
+    path.write_text(path.read_text().replace('"buffer": 8', '"buffer": 64'))
+    assert "result changed, runs again" in geoseg("run", "split", "--out", run, "-p", "buffer=8").stdout
+
+
+def test_members_of_a_matrix_share_what_comes_before_and_are_compared(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yml").write_text("jobs: [10_catalog, 11_split]\nmatrix: {11_split.buffer: [4, 8]}\n")
+    done = geoseg("run", tmp_path / "mine", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "members.json").read_text()) == ["buffer-4", "buffer-8"]
+    assert (tmp_path / "run" / "10_catalog" / "result.json").exists() and not (tmp_path / "run" / "buffer-4" / "10_catalog").exists()
+
+
+def test_the_scores_of_members_add_up(floods):
+    from geoseg_nb.launch import gather
+    one = result(floods[0], "43_evaluate")
+    both = gather([one, one])
+    water = one["metrics"]["per_class"]["water"]["iou"]
+    assert both["pooled"]["water"] == pytest.approx(water) and both["std"]["water"] == 0
 
 
 def test_two_launchers_do_not_share_a_run(tmp_path):
@@ -190,6 +224,21 @@ def test_every_job_runs_on_its_defaults_as_in_lab(tmp_path, monkeypatch):
         step = next(s for s in bind(plan_steps(prepare_recipe(), tmp_path)) if s.job == job)
         values = {"epochs": 1} if job == "37_train" else {}
         execute(type(step)(job, tmp_path, values, notebook))
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_from_an_empty_folder(tmp_path):
+    "Jobs, recipes and sample travel inside"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", ROOT, "--no-deps", "-w", tmp_path / "dist"], check=True, timeout=300, cwd=tmp_path)
+    wheel = next((tmp_path / "dist").glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True, timeout=300)
+    (tmp_path / "empty").mkdir()
+    where = {"PYTHONPATH": str(tmp_path / "site")}
+    assert "floods" in geoseg("jobs", cwd=tmp_path / "empty", **where).stdout
+    done = geoseg("run", "catalog", "--out", "out", cwd=tmp_path / "empty", **where)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "site") in (tmp_path / "empty" / "out" / "10_catalog" / "result.json").read_text()
 
 
 def prepare_recipe():

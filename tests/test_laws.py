@@ -164,8 +164,9 @@ def test_defaults_of_a_job_equal_those_of_its_spec(notebook):
 
 
 def test_handles_are_unique():
-    from geoseg_nb.jobs import handle, recipe_folders
-    handles = [handle(p.stem) for p in JOBS] + list(recipe_folders())
+    from geoseg_nb.jobs import recipe_folders
+    from geoseg_nb.stages import handle_of
+    handles = [handle_of(p.stem) for p in JOBS] + list(recipe_folders())
     assert len(handles) == len(set(handles))
 
 

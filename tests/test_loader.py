@@ -337,3 +337,8 @@ def test_lightning_names_the_epoch_to_the_sampler(tmp_path):
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
         assert [ids for e, ids in seen if e == epoch] == [b["id"] for b in loader]
+
+
+def test_the_loader_says_that_epochs_must_be_named():
+    from geoseg_nb.loader import make_loader
+    assert "loader.sampler.set_epoch(epoch)" in make_loader.__doc__ and "same order" in make_loader.__doc__

@@ -323,6 +323,43 @@ def test_a_measured_catalog_counts_what_plain_numpy_counts_and_names_what_it_lef
     assert table["count"].sum() == counts["count_dry"] + counts["count_water"] and table["part"].nunique() == 3
 
 
+def damaged(chips) -> list[str]:
+    "Two chips whose pixels, not their headers, are at fault: an image broken before its middle and a label with a code of its own"
+    whole = image(chips, "USA_905409")
+    with rasterio.open(whole) as source:
+        profile, values = source.profile | {"compress": "deflate", "tiled": False, "blockysize": 16}, source.read()
+    with rasterio.open(whole, "w", **profile) as target:
+        target.write(values)
+    data = bytearray(whole.read_bytes())
+    data[len(data) // 4 : len(data) // 4 + 4000] = b"\xff" * 4000
+    whole.write_bytes(data)
+    with rasterio.open(mask(chips, "Spain_7370579"), "r+") as labels:
+        codes = labels.read(1)
+        codes[300, :2] = 7
+        labels.write(codes, 1)
+    return ["Spain_7370579", "USA_905409"]
+
+
+@pytest.mark.parametrize("execution", [None, Execution(workers=1)], ids=["default", "given"])
+def test_scenes_damaged_in_their_pixels_are_all_listed_or_left_out(chips, execution):
+    ids = damaged(chips)
+    with pytest.raises(GeosegError) as caught:
+        products.measured_catalog(CatalogSpec(root=str(chips)), execution)
+    text = str(caught.value)
+    assert "scenes that cannot be measured: 2" in text and all(f"\n  {id}: " in text for id in ids)
+    assert "codes 7 (2 pixels)" in text and text.count("Spain_7370579: ") == 1
+    scenes, problems = products.measured_catalog(CatalogSpec(root=str(chips), on_error="skip"), execution)
+    skipped = problems[problems["kind"] == "skipped"]
+    assert sorted(skipped["id"]) == ids and "codes 7 (2 pixels)" in " ".join(skipped["detail"])
+    assert len(scenes) == 8 and not set(ids) & set(scenes["id"]) and sorted(scenes.attrs["unread"]) == ids
+    assert scenes["count_water"].dtype == "int64" and scenes.attrs["counts"]["pixels"] == 8 * 512 * 512
+
+
+def test_a_catalog_of_which_nothing_can_be_measured_is_refused(chips):
+    with pytest.raises(GeosegError, match="cannot be measured: 10"):
+        products.measured_catalog(CatalogSpec(root=str(chips), on_error="skip", legend={"land": [5, "#d8c9a0"]}, ignore=[]))
+
+
 def test_a_source_survives_its_record():
     import json
 

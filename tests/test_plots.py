@@ -160,3 +160,12 @@ def test_footprints_name_few_values_and_count_many():
     few, many = plots.plot_footprints(catalog, "part"), plots.plot_footprints(catalog, "id")
     assert texts(few) == ["train", "test"] and texts(many) == ["12 scenes"]
     assert few.get_xlabel() == "longitude (° east)" and few.get_ylabel() == "latitude (° north)"
+
+
+def test_bars_and_axes_say_what_they_are():
+    assert plots.plot_balance(balance()).get_ylabel() == "part"
+    assert plots.plot_balance(balance(), by="place").get_ylabel() == "place"
+    renamed = plots.plot_balance(balance().rename(columns={"part": "place"}), by="place")
+    assert [t.get_text() for t in renamed.get_yticklabels()] == list(dict.fromkeys(balance()["part"]))
+    ax = plots.plot_window_sizes(pd.DataFrame({"window": [128, 64], "iou": [0.25, np.nan]}), name="IoU of water")
+    assert [t.get_text() for t in ax.texts] == ["0.25"] and ax.get_ylabel() == "IoU of water (0 to 1)"

@@ -5,8 +5,10 @@ import sys
 import textwrap
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import rioxarray  # noqa: F401
@@ -16,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from geoseg_nb import predict as module
 from geoseg_nb.checkpoint import ModelCard, load_model, save_model
 from geoseg_nb.core import Band, GeosegError, Grid, GridMismatch, Refused, Sensor, make_legend
 from geoseg_nb.models import ModelSpec, build_model
-from geoseg_nb.predict import PredictSpec, class_rows, predict, predict_all, predict_scene, scene_strips
+from geoseg_nb.predict import PredictSpec, class_rows, predict, predict_all, predict_scene, row_prints, scene_strips, scorer
 from geoseg_nb.scenes import Scene, open_scene
 from geoseg_nb.windows import WindowPlan, blend_weights
 
@@ -227,7 +230,8 @@ def test_the_map_is_a_valid_cog_with_colours_and_overviews(pointwise, tmp_path):
 
 
 def test_maps_are_kept_and_those_of_another_model_are_not(pointwise, unet, tmp_path):
-    scenes = {"a": scene_of(pixels(90, 70), GRID), "b": scene_of(pixels(90, 70, 1), GRID)}
+    scenes = {n: str(write(tmp_path / f"in_{n}.tif", pixels(90, 70, i), ("VV", "VH"))) for i, n in enumerate("ab")}
+    tmp_path /= "maps"
     first = predict_all(pointwise, scenes, tmp_path, FP32)
     before = [p.read_bytes() for p in first]
     first[1].unlink()
@@ -237,6 +241,61 @@ def test_maps_are_kept_and_those_of_another_model_are_not(pointwise, unet, tmp_p
     other = predict_all(unet, {"a": scenes["a"]}, tmp_path, FP32)
     assert other[0].read_bytes() != before[0] and not first[1].exists()
     with pytest.raises(Refused): predict_all(pointwise, {"../a": scenes["a"]}, tmp_path, FP32)
+
+
+def test_files_of_ones_own_are_never_deleted(pointwise, unet, tmp_path):
+    own = write(tmp_path / "a.tif", pixels(90, 70), ("VV", "VH"))
+    before = own.read_bytes()
+    with pytest.raises(Refused, match="would replace the image"): predict_all(pointwise, {"a": str(own)}, tmp_path, FP32)
+    with pytest.raises(Refused, match="would replace the image"): predict_scene(pointwise, own, own, FP32)
+    with pytest.raises(Refused, match="no made_by.json"): predict_all(pointwise, {"b": str(own)}, tmp_path, FP32)
+    maps = predict_all(pointwise, {"b": str(own)}, tmp_path / "maps", FP32)[0].parent
+    (maps / "mine.tif").write_bytes(b"mine")
+    predict_all(unet, {"c": str(own)}, maps, FP32)
+    assert sorted(p.name for p in maps.glob("*.tif")) == ["c.tif", "mine.tif"]
+    with pytest.raises(Refused, match="not listed"): predict_all(unet, {"mine": str(own)}, maps, FP32)
+    assert own.read_bytes() == before and (maps / "mine.tif").read_bytes() == b"mine"
+
+
+def test_a_map_follows_its_image(pointwise, tmp_path):
+    image = write(tmp_path / "in.tif", pixels(90, 70), ("VV", "VH"))
+    made = predict_all(pointwise, {"a": str(image)}, tmp_path / "maps", FP32)[0]
+    old = made.read_bytes()
+    changed = pixels(90, 70, 5)
+    write(image, changed, ("VV", "VH"))
+    assert predict_all(pointwise, {"a": str(image)}, tmp_path / "maps", FP32) == [made] and made.read_bytes() != old
+    with rasterio.open(made) as f: assert np.array_equal(f.read(1), whole(pointwise, changed))
+    for seed in (6, 7):
+        predict_all(pointwise, {"m": scene_of(pixels(90, 70, seed), GRID)}, tmp_path / "maps", FP32)
+        with rasterio.open(tmp_path / "maps/m.tif") as f: assert np.array_equal(f.read(1), whole(pointwise, pixels(90, 70, seed)))
+
+
+def test_a_map_of_a_row_follows_image_and_options_and_not_the_label(pointwise, tmp_path):
+    image, mask = (write(tmp_path / f"{n}.tif", pixels(90, 70), ("VV", "VH")) for n in ("image", "mask"))
+    row = pd.DataFrame([{"id": "a", "image": str(image), "mask": str(mask), "n": 3}]).iloc[0]
+    first = row_prints(row, partial(print, {"scale": 1}))
+    os.utime(mask, ns=(1, 1))
+    assert row_prints(row, partial(print, {"scale": 1})) == first != row_prints(row, partial(print, {"scale": 2}))
+    os.utime(image, ns=(1, 1))
+    assert row_prints(row, partial(print, {"scale": 1})) != first
+    image.unlink()
+    assert row_prints(row, print) is None
+
+
+def test_scores_that_are_no_numbers_are_an_error(pointwise):
+    broken = nn.Conv2d(2, 3, 1).eval()
+    with torch.no_grad(): broken.bias[0] = float("nan")
+    with pytest.raises(GeosegError, match="Ghana: the model's scores of 6300 known pixels from row 0 on are not finite"):
+        list(class_rows(replace(pointwise, network=broken), replace(scene_of(pixels(90, 70, holes=0)), name="Ghana"), FP32.replace(window=128, allow_other_window=True)))
+    unknown = scene_of(np.full((2, 70, 70), np.nan, "float32"))
+    assert (rows_of(replace(pointwise, network=broken), unknown, FP32) == 255).all()
+
+
+def test_the_callers_model_stays_where_it_is(pointwise, monkeypatch):
+    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device("meta"))
+    moved = scorer(pointwise, PredictSpec(device="cuda:7", precision="fp32")).__self__
+    assert moved.network.weight.device.type == "meta" and pointwise.network.weight.device.type == "cpu"
+    assert scorer(pointwise, PredictSpec()).__self__.network is pointwise.network
 
 
 PEAK = """

@@ -116,8 +116,8 @@ def test_wrong_areas_are_refused_by_name(areas, told):
 def test_wrong_numbers_are_refused_by_name(values, told):
     with pytest.raises(Refused, match=told):
         make(SplitSpec, values)
-    with pytest.raises(Refused, match="no split rule 'postion'.*did you mean 'position'"):
-        make_split(scenes(2), SplitSpec(rule="postion"))
+    with pytest.raises(Refused, match="no rule 'postion'.*did you mean 'position'"):
+        make(SplitSpec, {"rule": "postion"})
 
 
 def test_a_buffer_that_eats_an_area_names_it():

@@ -359,6 +359,7 @@ def test_earlier_finds_a_shared_job_one_level_up(tmp_path):
     finish_job(tmp_path / "run", "22_tile", size=64)
     finish_job(tmp_path / "run/seed-1", "37_train", seed=1)
     member = tmp_path / "run/seed-1"
+    (tmp_path / "run/members.json").write_text('["seed-0", "seed-1"]')
     assert earlier(member, "tile")["params"] == {"size": 64}
     assert output(earlier(member, "tile"), "store") == tmp_path / "run/22_tile/store"
     assert earlier(member, "37_train")["params"] == {"seed": 1}
@@ -368,8 +369,24 @@ def test_earlier_finds_a_shared_job_one_level_up(tmp_path):
         earlier(tmp_path / "run/seed-1/deeper", "tile")
 
 
+@pytest.mark.parametrize("members", [None, "[]", '["seed-0", "seed-11"]', '"seed-1"', '{"seed-1": 1}'])
+def test_a_run_that_is_no_member_takes_nothing_from_above(tmp_path, members):
+    finish_job(tmp_path / "run", "22_tile")
+    if members is not None:
+        (tmp_path / "run/members.json").write_text(members)
+    with pytest.raises(Refused, match="no complete tile"):
+        earlier(tmp_path / "run/seed-1", "tile")
+
+
+def test_a_broken_list_of_members_is_refused_by_name(tmp_path):
+    (tmp_path / "members.json").write_text('["seed-1"')
+    with pytest.raises(Refused, match=r"members\.json: "):
+        earlier(tmp_path / "seed-1", "tile")
+
+
 def test_the_nearest_job_counts_even_when_it_is_not_complete(tmp_path):
     finish_job(tmp_path / "run", "22_tile")
+    (tmp_path / "run/members.json").write_text('["seed-1"]')
     open_job("22_tile", tmp_path / "run/seed-1", {})
     with pytest.raises(Refused, match="no complete 22_tile .*: run `geoseg run tile --out .*seed-1` first"):
         earlier(tmp_path / "run/seed-1", "tile")
@@ -444,14 +461,41 @@ def test_a_job_name_stays_a_name(tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_commit_of_the_project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert git_commit() == ""
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    subprocess.run([*git, "init", "-q"], check=True)
+def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
+    git, checkout, other = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"], tmp_path / "outer/checkout", tmp_path / "other"
+    for folder in (checkout / "nbs", checkout / "geoseg_nb", other):
+        folder.mkdir(parents=True)
+    (checkout / "settings.ini").write_text("[DEFAULT]\nlib_name = geoseg_nb\n")
+
+    def commit(folder):
+        subprocess.run([*git, "init", "-q"], check=True, cwd=folder)
+        subprocess.run([*git, "add", "."], check=True, cwd=folder)
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True, cwd=folder)
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=folder).stdout
+
+    monkeypatch.setattr(geoseg_nb, "__file__", str(checkout / "geoseg_nb/__init__.py"))
+    commit(other)
+    monkeypatch.chdir(other)
+    assert git_commit() == "", "the repository of the working folder is another's"
+    commit(tmp_path / "outer")
+    assert git_commit() == "", "an unpacked archive inside another repository"
+    subprocess.run([*git, "init", "-q"], check=True, cwd=checkout)
     assert git_commit() == "", "no commit yet"
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    whole = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-    assert git_commit() and whole.startswith(git_commit())
+    whole = commit(checkout)
+    subprocess.run([*git, "tag", "-a", "v1", "-m", "one"], check=True, cwd=checkout)
+    assert len(git_commit()) >= 4 and whole.startswith(git_commit())
+    (checkout / "notes.txt").write_text("not tracked")
+    assert whole.startswith(git_commit())
+    clean = git_commit()
+    with open(checkout / "settings.ini", "a") as file:
+        file.write("# changed\n")
+    assert git_commit() == clean + "+"
     monkeypatch.setenv("PATH", "")
     assert git_commit() == "", "no git"
+
+
+def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
+    (tmp_path / "site-packages/geoseg_nb").mkdir(parents=True)
+    subprocess.run(["git", "init", "-q"], check=True, cwd=tmp_path / "site-packages")
+    monkeypatch.setattr(geoseg_nb, "__file__", str(tmp_path / "site-packages/geoseg_nb/__init__.py"))
+    assert git_commit() == ""

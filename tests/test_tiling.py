@@ -233,6 +233,27 @@ def test_other_spec_or_other_scenes_begin_anew(catalog, undisturbed, tmp_path):
         repair(SMALL.replace(size=64), catalog, SOURCE, url)
 
 
+def test_a_label_corrected_in_place_gives_another_store(catalog, tmp_path):
+    url, two, path = tmp_path / "floods.zarr", catalog[:2].copy(), tmp_path / "label.tif"
+    with rasterio.open(two["mask"].iloc[0]) as source:
+        codes, profile = source.read(1), source.profile | {"compress": None}
+    two["mask"] = [str(path), two["mask"].iloc[1]]
+
+    def label(values):
+        with rasterio.open(path, "w", **profile) as target:
+            target.write(values, 1)
+        return path.stat().st_size
+
+    size = label(codes)
+    first = tile(SMALL, two, SOURCE, url)
+    moved = two.assign(mask=[str(path.rename(tmp_path / "moved.tif")), two["mask"].iloc[1]])
+    assert tile(SMALL, moved, SOURCE, url).hash == first.hash, "the same bytes at another place"
+    water = tile_counts(first)["pixels"]["water"]
+    assert label(1 - np.abs(codes)) == size
+    second = tile(SMALL, two, SOURCE, url)
+    assert second.hash != first.hash and tile_counts(second)["pixels"]["water"] != water
+
+
 def test_repair_reads_only_the_scenes_it_needs(catalog, undisturbed, tmp_path):
     url, seen = tmp_path / "floods.zarr", []
     tile(SMALL, catalog, SOURCE, url)

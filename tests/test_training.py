@@ -14,7 +14,7 @@ import torch
 from geoseg_nb import products, training
 from geoseg_nb.catalog import CatalogSpec
 from geoseg_nb.checkpoint import load_model
-from geoseg_nb.core import Refused, make_legend
+from geoseg_nb.core import GeosegError, Refused, make_legend
 from geoseg_nb.split import SplitSpec, make_split, write_split
 from geoseg_nb.storage import sha256
 from geoseg_nb.task import TrainSpec, begin_epoch, make_optimiser, make_task, rate_factor, step_loss, validate
@@ -77,7 +77,7 @@ def test_kill_9_in_the_middle_of_an_epoch_changes_nothing(house, undisturbed):
     rows = len(pd.read_csv(folder / "metrics.csv"))
     assert rows < SPEC.epochs
     again = train(SPEC, store, split, folder, progress=False)
-    pd.testing.assert_frame_equal(again.metrics.drop(columns="seconds"), undisturbed.metrics.drop(columns="seconds"), check_exact=True)
+    pd.testing.assert_frame_equal(again.metrics.drop(columns="epoch_seconds"), undisturbed.metrics.drop(columns="epoch_seconds"), check_exact=True)
     assert sha256(again.model_folder / "model.safetensors") == sha256(undisturbed.model_folder / "model.safetensors")
 
 
@@ -105,10 +105,10 @@ def test_dying_in_any_write_changes_nothing(house, undisturbed, monkeypatch, tmp
 
 def test_the_record_is_as_promised(undisturbed):
     table, folder = undisturbed.metrics, undisturbed.model_folder.parent
-    assert table.columns.tolist() == ["epoch", "train/loss", "lr", "val/loss", "val/iou", "val/f1", "val/accuracy", "seconds"]
+    assert table.columns.tolist() == ["epoch", "train/loss", "lr", "val/loss", "val/iou", "val/f1", "val/accuracy", "epoch_seconds"]
     assert np.isfinite(table.to_numpy()).all() and table["epoch"].tolist() == [0, 1, 2]
     assert undisturbed.best["val/iou"] == table["val/iou"].max() and undisturbed.cpu_seconds > 0 and not undisturbed.notes
-    assert not list(folder.rglob("lightning_logs")) and not list(folder.rglob(".tmp-*"))
+    assert not list(folder.rglob("lightning_logs")) and not list(folder.rglob(".geoseg-tmp-*"))
     assert load_model(undisturbed.model_folder, "cpu").card.tile_size == 64
 
 
@@ -138,6 +138,54 @@ def test_another_spec_starts_afresh_and_says_so(house, tmp_path):
     with pytest.warns(UserWarning, match="lr 0.001 -> 0.002"):
         other = train(SPEC.replace(epochs=1, lr=2e-3), store, split, tmp_path, progress=False)
     assert len(other.metrics) == 1 and load_model(other.model_folder, "cpu").card.training["lr"] == 2e-3
+    (aside,) = tmp_path.glob("replaced-*")
+    assert load_model(aside, "cpu").card.training["lr"] == 1e-3
+
+
+def test_the_device_and_the_workers_decide_nothing(house, undisturbed, monkeypatch):
+    root, store, split = house
+    monkeypatch.setattr(training, "make_task", None)
+    assert train(SPEC.replace(workers=2, device="auto"), store, split, root / "undisturbed").best == undisturbed.best
+
+
+def test_a_kill_while_a_folder_changes_hands_adopts_no_foreign_checkpoint(house, tmp_path, monkeypatch):
+    _, store, split = house
+    train(SPEC.replace(epochs=1), store, split, tmp_path, progress=False)
+    whole, gone = Path.unlink, []
+
+    def dying(self, missing_ok=False):
+        if gone: raise KeyboardInterrupt
+        gone.append(self.name)
+        whole(self, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="starting afresh"):
+        patch.setattr(Path, "unlink", dying)
+        train(SPEC.replace(epochs=1, lr=2e-3), store, split, tmp_path, progress=False)
+    assert (tmp_path / "training.json").is_file()
+    with pytest.warns(UserWarning, match="lr 0.001 -> 0.002"):
+        other = train(SPEC.replace(epochs=1, lr=2e-3), store, split, tmp_path, progress=False)
+    fresh = train(SPEC.replace(epochs=1, lr=2e-3), store, split, tmp_path / "fresh", progress=False)
+    assert sha256(other.model_folder / "model.safetensors") == sha256(fresh.model_folder / "model.safetensors")
+
+
+def test_the_rate_is_that_of_the_last_step(house, undisturbed):
+    _, store, split = house
+    steps = make_task(SPEC, store, split).steps
+    expected = [SPEC.lr * rate_factor(steps * (epoch + 1) // 3 - 1, steps, SPEC) for epoch in range(3)]
+    assert undisturbed.metrics["lr"].tolist() == pytest.approx(expected) and expected[-1] > 0
+
+
+def test_divergence_stops_the_training_and_keeps_the_last_good_epoch(house, undisturbed, tmp_path, monkeypatch):
+    _, store, split = house
+    whole, epoch = training.step_loss, []
+    monkeypatch.setattr(training, "begin_epoch", lambda task, k: epoch.append(k) or begin_epoch(task, k))
+    monkeypatch.setattr(training, "step_loss", lambda *a: whole(*a) * (float("nan") if epoch[-1] == 1 else 1))
+    with pytest.raises(GeosegError, match="epoch 1: the training diverged.*not finite; the last good checkpoint is checkpoints/last.ckpt of epoch 0"):
+        train(SPEC, store, split, tmp_path, progress=False)
+    assert not (tmp_path / "model").exists() and len(pd.read_csv(tmp_path / "metrics.csv")) == 1
+    monkeypatch.undo()
+    again = train(SPEC, store, split, tmp_path, progress=False)
+    assert sha256(again.model_folder / "model.safetensors") == sha256(undisturbed.model_folder / "model.safetensors")
 
 
 def test_early_stopping_also_after_a_kill(house, tmp_path, monkeypatch):

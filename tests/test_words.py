@@ -221,7 +221,7 @@ def test_a_killed_writer_leaves_old_content_and_a_room_that_is_no_data(tmp_path)
     code = (f"import os, signal\nfrom geoseg_nb.storage import atomic_file\n"
             f"with atomic_file({str(target)!r}) as t: t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGKILL
-    assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    assert target.read_text() == "old" and len(list(tmp_path.glob(".geoseg-tmp-*"))) == 1
     assert storage.files_below(tmp_path) == ["result.json"]
     clean = storage.folder_sha256(tmp_path)
     with storage.run_lock(tmp_path):
@@ -274,6 +274,22 @@ def test_a_second_process_is_refused_and_a_killed_first_one_lets_go(tmp_path, ho
     with storage.run_lock(tmp_path / "run") as lock:
         assert json.loads(lock.read_text())["pid"] == os.getpid()
     assert lock.read_text() == ""
+
+
+def test_the_holder_clears_only_what_is_its_own(tmp_path):
+    "Rooms of others, and of a run that is being written one level below, stay"
+    own, foreign, used = (tmp_path / p for p in ("22_tile/.geoseg-tmp-00000001", "22_tile/.tmp-0a1b2c3d",
+                                                 "seed-1/37_train/.geoseg-tmp-00000002"))
+    near = [tmp_path / name for name in (".geoseg-tmp-0", ".geoseg-tmp-0a1b2c3d-old", ".geoseg-tmp-ABCDEF01", ".tmp-00000003")]
+    for folder in (own, foreign, used, *near):
+        folder.mkdir(parents=True)
+    with storage.run_lock(tmp_path / "seed-1"):
+        used.mkdir(exist_ok=True)
+    used.mkdir(exist_ok=True)
+    with storage.run_lock(tmp_path):
+        assert not own.exists() and foreign.exists() and used.exists() and all(folder.exists() for folder in near)
+    with storage.run_lock(tmp_path / "seed-1"):
+        assert not used.exists(), "whoever holds the run below clears it"
 
 
 def test_a_lock_is_free_after_an_error(tmp_path):
@@ -331,6 +347,21 @@ def test_labels_of_any_type(dtype):
     codes = np.array([[0, 1], [1, 0]]).astype(dtype)
     assert legend.encode(codes).tolist() == [[0, 1], [1, 0]]
     assert legend.encode(codes[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64"])
+def test_a_table_of_codes_gives_what_a_search_gives(dtype):
+    "The whole range of a narrow type, or one that a wide type allows, pixel by pixel against a dictionary"
+    limits, random = np.iinfo(dtype), np.random.default_rng(0)
+    low, high = max(limits.min, -30_000), min(limits.max, 30_000)
+    ends = sorted({low, low + 1, 0, 1, 57, high})
+    legend = core.make_legend({"a": [ends[::2], "#d8c9a0"], "b": [ends[1::2], "#2b6cb0"]})
+    table = {code: i for i, c in enumerate(legend.classes) for code in c.codes}
+    codes = random.choice(ends, (300, 300)).astype(dtype)
+    assert np.array_equal(legend.encode(codes), np.vectorize(table.get)(codes)) and legend.encode(codes).dtype == np.uint8
+    assert np.array_equal(legend.encode(codes.astype("float64")), legend.encode(codes)), "floats are searched"
+    codes[7, :3] = high - 1
+    assert f"chip: codes {high - 1} (3 pixels) are not" in refused(legend.encode, codes, "chip")
 
 
 def test_codes_do_not_wrap():
