@@ -100,8 +100,9 @@ def stale(
     then, now = loads_json(path.read_text(encoding="utf-8")), loads_json(dumps_json(facts))
     return ", ".join(f"{key} changed" for key in now if then.get(key) != now[key])
 
-# %% ../nbs/60a_launch.ipynb #b96af786
-BATCH = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "HF_HUB_OFFLINE": "1", "TQDM_MININTERVAL": "2", "PYTHONUNBUFFERED": "1"}
+# %% ../nbs/60a_launch.ipynb #5873f63d
+BATCH = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "HF_HUB_OFFLINE": "1", "TQDM_MININTERVAL": "2", "PYTHONUNBUFFERED": "1",
+         "PYTHONWARNINGS": "ignore:IProgress not found"}
 
 
 @contextmanager
