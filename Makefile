@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 help:
-	@echo "make quickstart  set up, then train on real floods and map them (about 6 minutes after the installation)"
+	@echo "make quickstart  set up, then train on real floods and map them (2 to 12 minutes after the installation)"
 	@echo "make test        set up, then the default test suite"
 	@echo "make slow        the tests that take minutes"
 	@echo "make lab         JupyterLab on 127.0.0.1 with the notebooks"
@@ -37,10 +37,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/geoseg run floods --out out/quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir nbs

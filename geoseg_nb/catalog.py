@@ -9,20 +9,20 @@ __all__ = ['COLUMNS', 'HEADER', 'CHECKS', 'FATAL', 'CatalogSpec', 'read_last_blo
            'check', 'require_sound', 'spread', 'describe', 'strips', 'measure_scene', 'measure', 'fraction',
            'write_catalog', 'read_table', 'read_catalog']
 
-# %% ../nbs/10_catalog.ipynb #29be3fc6
+# %% ../nbs/10_catalog.ipynb #5d6f5d8c
 import logging
 import os
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
 import shapely
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pyproj import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
@@ -30,7 +30,7 @@ from rasterio.windows import Window as RasterWindow
 from .core import GeosegError, Refused
 from .spec import Spec
 from .stages import Execution, failures, run_items
-from .storage import atomic_file, resolve
+from .storage import absolute, local_only, readable, written_file
 from .windows import Window
 
 # %% ../nbs/10_catalog.ipynb #187eeb6c
@@ -42,11 +42,12 @@ class CatalogSpec(Spec):
     "Which data a catalog lists, what their labels mean, and what happens to a broken file"
 
     product: str = "pairs"
-    root: str = ""
+    root: Annotated[str, AfterValidator(local_only)] = ""
     options: dict = Field(default_factory=dict)
     legend: dict = Field(default_factory=lambda: {"dry": [0, "#d8c9a0"], "water": [1, "#2b6cb0"]})
     ignore: list[int] = Field(default_factory=lambda: [-1])
     on_error: Literal["raise", "skip"] = "raise"
+    checksums: bool = True
 
 # %% ../nbs/10_catalog.ipynb #6caa1c0d
 def read_last_blocks(
@@ -102,15 +103,13 @@ def header(
         raise GeosegError(f"cut off: {lost[0].split(': ', 1)[-1]}")
     return found
 
-# %% ../nbs/10_catalog.ipynb #c59794d4
+# %% ../nbs/10_catalog.ipynb #7456867a
 def plain_reason(
     path: str,
 ) -> str:  # "" when there is a file to open
     "Why a path can hold no raster, as far as that shows without opening it as one"
-    if not path:
-        return "no path given"
-    if not os.path.exists(path):
-        return "no such file"
+    if not path: return "no path given"
+    if not os.path.exists(path): return "no such file"
     if os.path.isdir(path):
         return "a folder, not a file"
     if not os.path.getsize(path):
@@ -149,14 +148,13 @@ def outlines(
     col = np.asarray(cols, dtype=float).reshape(-1, 2)[:, [0, 1, 1, 0]]
     return shapely.polygons(np.stack([a * col + b * row + c, d * col + e * row + f], axis=-1))
 
-# %% ../nbs/10_catalog.ipynb #33eaa2f6
+# %% ../nbs/10_catalog.ipynb #a1b6b6dc
 def split_at_antimeridian(
     polygon,  # in longitude and latitude
 ):
     "A polygon that jumps from 180° to -180° as two parts, any other one unchanged"
     west, _, east, _ = polygon.bounds
-    if east - west < 180:
-        return polygon
+    if east - west < 180: return polygon
     turned = shapely.transform(polygon, lambda xy: np.column_stack([xy[:, 0] % 360, xy[:, 1]]))
     western = shapely.intersection(turned, shapely.box(180, -90, 360, 90))
     return shapely.union(shapely.intersection(turned, shapely.box(0, -90, 180, 90)),
@@ -172,7 +170,9 @@ def footprints(
     for name, group in pd.Series(list(polygons), dtype=object).groupby(np.asarray(crs, dtype=object)):
         here = gpd.GeoSeries(shapely.segmentize(group.to_numpy(), 10_000), index=group.index, crs=name)
         there = here.to_crs("EPSG:4326")
-        moved.append(there if CRS(name).is_geographic else there.map(split_at_antimeridian))
+        jumps = (not CRS(name).is_geographic) & (shapely.bounds(there.to_numpy()) @ [-1, 0, 1, 0] >= 180)
+        there[jumps] = there[jumps].map(split_at_antimeridian)
+        moved.append(there)
     return pd.concat(moved).sort_index() if moved else gpd.GeoSeries([], crs="EPSG:4326")
 
 # %% ../nbs/10_catalog.ipynb #3ad68f88
@@ -214,7 +214,7 @@ def scan(
     catalog = located(rows.join(pd.DataFrame(list(good.values()), columns=list(HEADER))))
     return catalog, pd.DataFrame([failure[1:] for failure in failed], columns=["id", "path", "reason"])
 
-# %% ../nbs/10_catalog.ipynb #15263d72
+# %% ../nbs/10_catalog.ipynb #ee1019cf
 def refuse(
     problems: pd.DataFrame,  # one row a problem
     what: str,  # what they are: "files that cannot be read"
@@ -222,8 +222,7 @@ def refuse(
     tell=lambda row: ": ".join(map(str, row)),  # a row in words
 ) -> None:  # or a GeosegError
     "Raises one error for all problems: the first five in words, the others counted"
-    if problems.empty:
-        return
+    if problems.empty: return
     lines = [tell(row) for _, row in problems.head(5).iterrows()]
     more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
     text = "\n  ".join([f"{what}: {len(problems)}; {fix}", *lines, *more])
@@ -379,15 +378,16 @@ def fraction(
     drawn = [rows.sample(frac=fraction, random_state=seed) for rows in groups]
     return pd.concat(drawn) if drawn else catalog
 
-# %% ../nbs/10_catalog.ipynb #f0118de2
+# %% ../nbs/10_catalog.ipynb #de5c4a7d
 def write_catalog(
     catalog: gpd.GeoDataFrame,
     path,  # .parquet
 ):  # Path, absolute
-    "Writes GeoParquet, whole or not at all"
-    with atomic_file(path) as temporary:
-        catalog.to_parquet(temporary, index=False)
-    return resolve(path)
+    "Writes GeoParquet, whole or not at all; a column without a value is text, since QGIS knows no empty type"
+    blank = {name: "str" for name in catalog if catalog[name].dtype == object and catalog[name].isna().all()}
+    with written_file(path) as temporary:
+        catalog.astype(blank).to_parquet(temporary, index=False)
+    return absolute(path)
 
 
 def read_table(
@@ -397,9 +397,11 @@ def read_table(
 ):
     "A Parquet table, or an error that names the job to run"
     try:
-        return read(resolve(path))
+        return read(readable(path))
     except FileNotFoundError:
         raise GeosegError(f"no {what} at {path}; run the {what} job first", item=str(path)) from None
+    except GeosegError:
+        raise
     except (OSError, ValueError) as error:
         raise GeosegError(f"{path} is no {what} ({error}); run the {what} job again", item=str(path)) from None
 
@@ -407,4 +409,5 @@ def read_table(
 def read_catalog(path) -> gpd.GeoDataFrame:
     "The catalog as it was written"
     catalog = read_table(path, "catalog", gpd.read_parquet)
-    return catalog.assign(transform=[list(t) for t in catalog["transform"]]) if "transform" in catalog else catalog
+    if "transform" not in catalog: return catalog
+    return catalog.assign(transform=pd.Series([list(t) if np.ndim(t) else None for t in catalog["transform"]], catalog.index, dtype=object))

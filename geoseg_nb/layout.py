@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'CODECS', 'INDEX', 'FORMAT', 'StoreSpec', 'shard_count', 'shard_rows', 'fill_value', 'needs_valid',
-           'sensor_attributes', 'label_attributes', 'ArrayPlan', 'array_plans', 'shard_bytes', 'shard_files',
-           'valid_pixels', 'metadata_files', 'check_shard', 'ShardRecord', 'Manifest', 'codec_settings', 'open_array']
+           'sensor_attributes', 'label_attributes', 'ArrayPlan', 'axis_names', 'array_plans', 'shard_bytes',
+           'shard_files', 'valid_pixels', 'coordinates', 'metadata_files', 'check_shard', 'ShardRecord', 'Manifest',
+           'codec_settings', 'open_array', 'coordinate', 'write_layout', 'consolidate']
 
-# %% ../nbs/20_layout.ipynb #a4593c68
+# %% ../nbs/20_layout.ipynb #6a9ac6df
 import os
 from importlib.util import find_spec
 from threading import Lock
@@ -16,14 +17,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import zarr
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from .core import GeosegError, Legend, Refused, Sensor
-from .spec import Spec
-from .storage import safe_name
+from .core import GeosegError, Legend, Refused, Sensor, pick
+from .raster import repeated
+from .spec import Spec, dumps_json, loads_json
+from .storage import safe_name, write_atomic
+from .swath import flag_meanings
 
-# %% ../nbs/20_layout.ipynb #2e9cd3fa
+# %% ../nbs/20_layout.ipynb #7269e5e0
 RESERVED = ("tile", "label", "valid", "y", "x", "time", "cache", "progress")
 
 
@@ -45,10 +48,18 @@ class StoreSpec(Spec):
     @classmethod
     def _names_are_free(cls, sensors):
         names = [safe_name(Sensor.from_dict(s).name) for s in sensors]
-        names += [f"{name}_band" for name in names]
+        names += [f"{name}_{axis}" for name in names for axis in ("band", "y", "x")]
         if len(set(names)) < len(names) or set(names) & set(RESERVED):
             raise ValueError(f"sensor names must differ and be none of {', '.join(RESERVED)}")
         return sensors
+
+    @model_validator(mode="after")
+    def _tiles_hold_whole_pixels(self):
+        for s in map(Sensor.from_dict, self.sensors):
+            if self.size % s.ratio:
+                raise Refused(f"tiles of {self.size} px hold no whole number of pixels of {s.name}, each {s.ratio} px wide; "
+                              f"give a size that {s.ratio} divides, such as {max(self.size // s.ratio, 1) * s.ratio}", item=s.name)
+        return self
 
 # %% ../nbs/20_layout.ipynb #c6f7cc4c
 def shard_count(spec: StoreSpec) -> int:
@@ -65,7 +76,7 @@ def shard_rows(
         raise Refused(f"store {spec.name} has shards 0 to {shard_count(spec) - 1}, not {k}", item=str(k))
     return k * spec.shard_tiles, min((k + 1) * spec.shard_tiles, spec.tiles)
 
-# %% ../nbs/20_layout.ipynb #bd4ec3ad
+# %% ../nbs/20_layout.ipynb #a47bf446
 def fill_value(sensor: Sensor) -> float | int:
     "The value of a pixel that was not seen"
     if sensor.nodata is not None:
@@ -76,7 +87,7 @@ def fill_value(sensor: Sensor) -> float | int:
 def needs_valid(spec: StoreSpec) -> bool:
     "Whether nodata cannot be told from the sensors' own values"
     sensors = [Sensor.from_dict(s) for s in spec.sensors]
-    return any(s.nodata is None and np.dtype(s.dtype).kind != "f" for s in sensors)
+    return all(s.ratio > 1 for s in sensors) or any(s.nodata is None and np.dtype(s.dtype).kind != "f" for s in sensors)
 
 # %% ../nbs/20_layout.ipynb #2866ea01
 def sensor_attributes(sensor: Sensor) -> dict:
@@ -90,10 +101,10 @@ def sensor_attributes(sensor: Sensor) -> dict:
 
 def label_attributes(legend: Legend) -> dict:
     "The CF flags of a categorical array, its colours, and the index that means no label"
-    return {"flag_values": list(range(len(legend.names))), "flag_meanings": " ".join(legend.names),
+    return {"flag_values": list(range(len(legend.names))), "flag_meanings": flag_meanings(legend),
             "flag_colors": " ".join(legend.colours), "ignore_index": legend.ignore_index}
 
-# %% ../nbs/20_layout.ipynb #9e61769e
+# %% ../nbs/20_layout.ipynb #4810abef
 class ArrayPlan(NamedTuple):
     "One array of a store"
 
@@ -104,12 +115,17 @@ class ArrayPlan(NamedTuple):
     attributes: dict
 
 
+def axis_names(sensor: Sensor) -> tuple[str, str]:
+    "The names of the rows and columns of a sensor's array"
+    return ("y", "x") if sensor.ratio == 1 else (f"{sensor.name}_y", f"{sensor.name}_x")
+
+
 def array_plans(spec: StoreSpec) -> dict[str, ArrayPlan]:
     "Every array of a store by name"
     n, size, legend = spec.tiles, spec.size, Legend.from_dict(spec.legend)
     plans = {}
     for s in map(Sensor.from_dict, spec.sensors):
-        dims, shape = ("tile", f"{s.name}_band", "y", "x"), (n, len(s.bands), size, size)
+        dims, shape = ("tile", f"{s.name}_band", *axis_names(s)), (n, len(s.bands), size // s.ratio, size // s.ratio)
         plans[s.name] = ArrayPlan(dims, shape, s.dtype, fill_value(s), sensor_attributes(s))
     plane = ("tile", "y", "x"), (n, size, size)
     plans["label"] = ArrayPlan(*plane, "uint8", legend.ignore_index, label_attributes(legend))
@@ -135,28 +151,41 @@ def shard_files(spec: StoreSpec, k: int) -> dict[str, str]:
     "Array name -> path of its part of a shard, relative to the store"
     return {name: "/".join([name, "c", str(k)] + ["0"] * (len(p.shape) - 1)) for name, p in array_plans(spec).items()}
 
-# %% ../nbs/20_layout.ipynb #c4079136
+# %% ../nbs/20_layout.ipynb #3c15391c
 def valid_pixels(
     spec: StoreSpec,  # or a manifest
     arrays: dict[str, np.ndarray],  # name -> [n, ...], as read or about to be written
 ) -> np.ndarray:  # bool [n, y, x]
     "True where every band of every sensor was seen"
     seen = [arrays["valid"]] if "valid" in arrays else []
+    width = max(array.shape[-1] for array in arrays.values())
     for s in map(Sensor.from_dict, spec.sensors):
         image = arrays[s.name]
         good = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
-        seen.append((good if s.nodata is None else good & (image != s.nodata)).all(axis=1))
+        known = (good if s.nodata is None else good & (image != s.nodata)).all(axis=1)
+        seen.append(repeated(known, width // image.shape[-1]))
     return np.logical_and.reduce(seen)
 
-# %% ../nbs/20_layout.ipynb #2b9b7177
+# %% ../nbs/20_layout.ipynb #d87e4045
 INDEX = "index.parquet"
+
+
+def coordinates(spec: StoreSpec) -> dict[str, tuple]:  # name -> (values, what they are)
+    "Every coordinate but `tile`, which is known only when the store is finished"
+    found = {axis: (np.arange(spec.size), f"{word} of the pixel within its tile") for axis, word in (("y", "row"), ("x", "column"))}
+    for s in map(Sensor.from_dict, spec.sensors):
+        found[f"{s.name}_band"] = s.names, "band"
+        for axis, middle in zip(axis_names(s), ("row", "column")):
+            centres = np.arange(spec.size // s.ratio) * s.ratio + (s.ratio - 1) / 2
+            found.setdefault(axis, (centres, f"{middle} of the pixel's centre on the grid of its tile"))
+    return found
 
 
 def metadata_files(spec: StoreSpec) -> list[str]:
     "Every file of a store but its shards and its manifest"
-    coordinates = ["tile", "y", "x", *(f"{s['name']}_band" for s in spec.sensors)]
-    arrays = [*array_plans(spec), *coordinates]
-    return ["zarr.json", INDEX, *(f"{a}/zarr.json" for a in arrays), *(f"{c}/c/0" for c in coordinates)]
+    names = ["tile", *coordinates(spec)]
+    arrays = [*array_plans(spec), *names]
+    return ["zarr.json", INDEX, *(f"{a}/zarr.json" for a in arrays), *(f"{c}/c/0" for c in names)]
 
 # %% ../nbs/20_layout.ipynb #0f592927
 def check_shard(
@@ -221,3 +250,30 @@ def open_array(
     "An array that encodes and decodes through the fastest safe pipeline; zarr's settings stay as they were"
     with _opening, zarr.config.set(codec_settings(threads)):
         return zarr.open_array(path, mode=mode, zarr_format=3)
+
+# %% ../nbs/20_layout.ipynb #d1800e99
+def coordinate(root, name, values, **attributes):
+    "One coordinate as an array of a single chunk"
+    values = np.asarray(values, dtype=np.dtypes.StringDType() if isinstance(values[0], str) else None)
+    zarr.create_array(root / name, data=values, chunks=values.shape, dimension_names=(name,), attributes=attributes,
+                      zarr_format=3, overwrite=True, config={"write_empty_chunks": True})
+
+
+def write_layout(root, spec):
+    "The arrays, empty, and their coordinates"
+    zarr.create_group(root, zarr_format=3, attributes={"format": FORMAT, "title": spec.name})
+    for name, plan in array_plans(spec).items():
+        zarr.create_array(
+            root / name, shape=plan.shape, dtype=plan.dtype, fill_value=plan.fill, chunks=(1, *plan.shape[1:]),
+            shards=(spec.shard_tiles, *plan.shape[1:]), compressors=pick(CODECS, spec.codec, "codec")(),
+            dimension_names=plan.dims, attributes=plan.attributes, zarr_format=3)
+    for name, (values, meaning) in coordinates(spec).items():
+        coordinate(root, name, values, long_name=meaning)
+
+# %% ../nbs/20_layout.ipynb #58018c60
+def consolidate(root):
+    "Copies the arrays' metadata into the group's file"
+    group = loads_json((root / "zarr.json").read_bytes())
+    arrays = {path.parent.name: loads_json(path.read_bytes()) for path in root.glob("*/zarr.json")}
+    group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    write_atomic(root / "zarr.json", dumps_json(group))

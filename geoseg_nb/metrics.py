@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRIC_ALIASES', 'pair_histogram', 'as_array', 'as_bytes', 'require_classes', 'confusion', 'quotient', 'class_scores',
-           'kappa', 'mean', 'scores', 'class_table', 'metric_name', 'log_row']
+           'kappa', 'mean', 'scores', 'class_table', 'without_border', 'inner_confusion', 'border_counts',
+           'border_table', 'tile_table', 'tile_row', 'metric_name', 'log_row']
 
 # %% ../nbs/34_metrics.ipynb #11ff18e1
 from collections.abc import Mapping, Sequence
@@ -149,7 +150,79 @@ def class_table(
     table = pd.DataFrame.from_dict(scores["per_class"], orient="index").rename_axis("name").reset_index()
     return table.assign(colour=list(colours)) if colours else table
 
-# %% ../nbs/34_metrics.ipynb #28394c18
+# %% ../nbs/34_metrics.ipynb #9af38127
+def without_border(
+    values: np.ndarray,  # [..., h, w]
+    border: int,         # pixels to leave out on each side
+) -> np.ndarray:         # [..., h - 2 border, w - 2 border]
+    "The middle of tiles"
+    h, w = values.shape[-2:]
+    if not 0 <= 2 * border < min(h, w):
+        raise GeosegError(f"a border of {border} px on each side leaves nothing of {h}x{w} px; take 0 to {(min(h, w) - 1) // 2}")
+    return values[..., border:h - border, border:w - border]
+
+
+def inner_confusion(
+    target,                   # class indices [n, h, w]; numpy or torch
+    prediction,               # class indices [n, h, w]
+    classes: int,             # number of classes
+    border: int,              # pixels to leave out on each side
+    ignore_index: int = 255,  # value of the target that does not count
+) -> np.ndarray:              # int64 [classes, classes], row = target
+    "The confusion matrix of tiles without their borders"
+    return confusion(without_border(as_array(target), border), without_border(as_array(prediction), border), classes, ignore_index)
+
+# %% ../nbs/34_metrics.ipynb #a1d2ab28
+def border_counts(
+    target,                   # class indices [n, h, w]; numpy or torch
+    prediction,               # class indices [n, h, w]
+    ignore_index: int = 255,  # value of the target that does not count
+) -> np.ndarray:              # int64 [distances, 2]: labelled pixels, wrong ones
+    "Labelled and wrong pixels by their distance from the nearest border of the tile"
+    target, prediction = as_array(target), as_array(prediction)
+    down, right = (np.minimum(np.arange(n), np.arange(n)[::-1]) for n in target.shape[-2:])
+    distance = np.broadcast_to(np.minimum(down[:, None], right), target.shape)
+    counted, n = target != ignore_index, (min(target.shape[-2:]) + 1) // 2
+    kinds = (counted, counted & (target != prediction))
+    return np.stack([np.bincount(distance[kind], minlength=n) for kind in kinds], axis=1)
+
+
+def border_table(
+    counts: np.ndarray,  # [distances, 2] of `border_counts`
+    step: int = 1,       # pixels of distance in a row of the table
+) -> pd.DataFrame:       # distance (px, the row's first), pixels, wrong, error (0 to 1, NaN where nothing is labelled)
+    "Share of wrong pixels by distance from the border"
+    first = np.arange(0, len(counts), step)
+    pixels, wrong = np.add.reduceat(counts, first).T
+    return pd.DataFrame({"distance": first, "pixels": pixels, "wrong": wrong,
+                         "error": quotient(wrong, pixels, np.full(len(first), np.nan))})
+
+# %% ../nbs/34_metrics.ipynb #77f181d6
+def tile_table(
+    tiles: pd.DataFrame,      # id, row, col of n tiles: rows of a store's index
+    target,                   # class indices [n, h, w]
+    prediction,               # class indices [n, h, w]
+    names: Sequence[str],     # of the classes
+    ignore_index: int = 255,  # value of the target that does not count
+) -> pd.DataFrame:            # id, row, col, support (px), accuracy, iou, f1 (means over classes), iou_<class>, f1_<class>
+    "The scores of each tile; NaN for a class that it does not show"
+    target, prediction = as_array(target), as_array(prediction)
+    if not len(tiles) == len(target) == len(prediction):
+        raise GeosegError(f"{len(tiles)} tiles, {len(target)} targets and {len(prediction)} predictions; one row a tile")
+    rows = [tile_row(confusion(t, p, len(names), ignore_index), names) for t, p in zip(target, prediction)]
+    return tiles[["id", "row", "col"]].reset_index(drop=True).join(pd.DataFrame(rows))
+
+
+def tile_row(
+    matrix: np.ndarray,    # int64 [classes, classes]
+    names: Sequence[str],
+) -> dict:                 # support, accuracy, iou, f1, iou_<class>, f1_<class>
+    "The scores of one tile in a flat row"
+    found = scores(matrix, names)
+    each = {f"{k}_{name}": row[k] for k in ("iou", "f1") for name, row in found["per_class"].items()}
+    return {"support": int(matrix.sum()), "accuracy": found["accuracy"], "iou": found["mean_iou"], "f1": found["f1_macro"], **each}
+
+# %% ../nbs/34_metrics.ipynb #4715e973
 METRIC_ALIASES = {
     "mean_iou": "iou", "JaccardIndex": "iou", "MulticlassJaccardIndex": "iou", "BinaryJaccardIndex": "iou",
     "f1_macro": "f1", "F1Score": "f1", "MulticlassF1Score": "f1", "BinaryF1Score": "f1", "f1ma": "f1",
@@ -157,6 +230,8 @@ METRIC_ALIASES = {
     "acc": "accuracy", "acc_parcel": "accuracy", "Accuracy": "accuracy", "BinaryAccuracy": "accuracy",
     "precision_macro": "precision", "Precision": "precision", "recall_macro": "recall", "Recall": "recall",
     "specificity_macro": "specificity", "Specificity": "specificity", "CohenKappa": "kappa",
+    "auc_macro": "auc", "AUROC": "auc", "BinaryAUROC": "auc", "average_precision_macro": "average_precision",
+    "AveragePrecision": "average_precision", "brier_macro": "brier", "calibration_error_macro": "calibration_error",
 }
 
 

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'ARCHITECTURES', 'ENCODERS', 'OURS', 'PREFIXES', 'PRECISIONS', 'Limits', 'known_encoder', 'ModelSpec',
-           'padded', 'pad_to', 'AnySize', 'drawing', 'model_options', 'bare_network', 'read_state', 'adapt_bands',
-           'encoder_state', 'build_model', 'resolve_device', 'has_bf16', 'resolve_precision', 'logits_of', 'spare_core']
+           'padded', 'pad_to', 'AnySize', 'drawing', 'model_options', 'bare_network', 'local_weights', 'read_state',
+           'adapt_bands', 'encoder_state', 'build_model', 'head_of', 'set_prior', 'resolve_device', 'has_bf16',
+           'resolve_precision', 'logits_of', 'spare_core']
 
-# %% ../nbs/32_models.ipynb #1d6e2e74
+# %% ../nbs/32_models.ipynb #e8734176
 import inspect
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,7 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .core import Refused, pick
+from .core import GeosegError, Refused, pick
+from .profile import own_cores
 from .spec import Spec
 from .storage import resolve, sha256
 
@@ -166,13 +167,25 @@ def bare_network(
     except (ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
         raise Refused(f"{spec.architecture} with encoder {spec.encoder} and options {spec.options}: {error}") from None
 
+# %% ../nbs/32_models.ipynb #146b71c5
+def local_weights(
+    path: str,  # empty: none
+) -> str:       # the same
+    "A path of encoder weights; a name such as imagenet, which stands for a download, is Refused"
+    if re.fullmatch(r"[\w-]*", str(path)) and path:
+        raise Refused(f"encoder_weights {path!r} is a name, and nothing is downloaded. Where there is a network, "
+                      "make a file of it once: import timm, safetensors.torch; "
+                      "safetensors.torch.save_file(timm.create_model('resnet18', pretrained=True).state_dict(), 'resnet18.safetensors'); "
+                      "then give encoder_weights='resnet18.safetensors' and weights_sha256, the sha256 of the file", item="encoder_weights")
+    return path
+
 # %% ../nbs/32_models.ipynb #4a9927d3
 def read_state(
     path,             # .safetensors, or a state dict saved by torch
     expected: str,    # its sha256
 ) -> dict[str, Tensor]:
     "Named tensors from a local file whose bytes are known; nothing in it is executed"
-    path = resolve(path)
+    path = resolve(local_weights(path))
     if not path.is_file():
         raise Refused(f"encoder_weights: no file {path}; give a local file, nothing is downloaded", item=str(path))
     found = sha256(path)
@@ -238,6 +251,27 @@ def build_model(
         network.encoder.load_state_dict(encoder_state(state, network.encoder.state_dict()))
     return AnySize(network, ARCHITECTURES[spec.architecture][1])
 
+# %% ../nbs/32_models.ipynb #71968691
+def head_of(network: AnySize) -> nn.Conv2d:
+    "The last layer: features to logits"
+    return [layer for layer in network.network.segmentation_head.modules() if isinstance(layer, nn.Conv2d)][-1]
+
+
+def set_prior(
+    network: AnySize,        # of `build_model`; its last layer is overwritten
+    counts: Sequence[int],   # labelled training pixels per class, in index order
+) -> AnySize:                # the same network
+    "Makes the class shares of the training pixels a network's first answer"
+    head, counts = head_of(network), torch.as_tensor(counts, dtype=torch.float64)
+    if len(counts) != head.out_channels or not (counts >= 0).all() or not counts.sum() > 0:
+        raise GeosegError(f"prior: {counts.tolist()} are no pixel counts of {head.out_channels} classes; "
+                          "give one count for each class of the network, not all 0")
+    shares = counts.clamp(min=1) / counts.clamp(min=1).sum()
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(shares.log())
+    return network
+
 # %% ../nbs/32_models.ipynb #af1fc8da
 def resolve_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1"
@@ -279,9 +313,9 @@ def logits_of(
 # %% ../nbs/32_models.ipynb #85907371
 @contextmanager
 def spare_core() -> Iterator[None]:
-    "Computes on all cores but one; fewer threads than that are left as they are"
+    "Computes on all cores of this process but one; fewer threads than that are left as they are"
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 2) - 1)))
+    torch.set_num_threads(max(1, min(before, own_cores() - 1)))
     try:
         yield
     finally:

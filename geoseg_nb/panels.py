@@ -50,15 +50,18 @@ def legend_cmap(
     "Class index to colour; an index outside the legend gets the grey of no data"
     return ListedColormap(legend.colours).with_extremes(over=NODATA, under=NODATA, bad=NODATA)
 
-# %% ../nbs/06a_panels.ipynb #c99718f9
+# %% ../nbs/06a_panels.ipynb #3c27bb41
 def draw_image(
     rgba: np.ndarray, # [h, w, 3 or 4] colours
     ax: Axes | None = None, # where to draw
     title: str = "", # above the panel
-) -> Axes: # the axes, measured in pixels
+    origin: tuple = (0, 0), # row and column of the scene that the image begins at
+) -> Axes: # the axes, measured in pixels of the scene
     "A coloured image with rows and columns in pixels"
     ax = label_axes(axes_of(ax, (2.8, 2.8)), "column (px)", "row (px)", title)
-    ax.imshow(rgba, interpolation="antialiased", interpolation_stage="rgba")
+    (top, left), (height, width) = origin, np.shape(rgba)[:2]
+    edges = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
+    ax.imshow(rgba, interpolation="antialiased", interpolation_stage="rgba", extent=edges)
     ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     ax.spines[:].set_visible(False)
@@ -70,9 +73,10 @@ def draw_classes(
     legend: Legend, # names and colours
     ax: Axes | None = None, # where to draw
     title: str = "", # above the panel
+    origin: tuple = (0, 0), # row and column of the scene that the array begins at
 ) -> Axes: # the axes
     "A class map in the colours of its legend"
-    return draw_image(legend_cmap(legend)(np.asarray(array).astype(int), bytes=True), ax, title)
+    return draw_image(legend_cmap(legend)(np.asarray(array).astype(int), bytes=True), ax, title, origin)
 
 # %% ../nbs/06a_panels.ipynb #3fb87add
 def composite(
@@ -101,12 +105,13 @@ def stretch(
     scaled = (np.nan_to_num(channel, nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-9)
     return (scaled.clip(0, 1) * 255).astype("uint8")
 
-# %% ../nbs/06a_panels.ipynb #e2dce6fc
+# %% ../nbs/06a_panels.ipynb #0f91fc40
 def draw_composite(
     image: np.ndarray, # [b, h, w] in any unit, NaN where there is no data
     ax: Axes | None = None, # where to draw
     bands: list[int] | None = None, # positions of three bands or of one
     title: str = "", # above the panel
+    origin: tuple = (0, 0), # row and column of the scene that the image begins at
 ) -> Axes: # the axes
     "An image as the eye can read it"
-    return draw_image(composite(image, bands), ax, title)
+    return draw_image(composite(image, bands), ax, title, origin)

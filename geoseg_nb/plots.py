@@ -39,9 +39,9 @@ def error_map(
     errors[(label == ignore_index) | (prediction == ignore_index)] = 255
     return errors
 
-# %% ../nbs/07_plots.ipynb #20f16322
+# %% ../nbs/07_plots.ipynb #d275c00b
 def draw_row(
-    row: dict, # id, image [b,h,w], label [h,w], prediction [h,w], and a note if there is one
+    row: dict, # id, image [b,h,w], label [h,w], prediction [h,w]; note and origin (row, column) if there are
     axes: np.ndarray, # four axes
     legend: Legend, # names and colours
     ignore_index: int, # no label, or no prediction
@@ -50,10 +50,11 @@ def draw_row(
     "Image, label, prediction and errors of one tile or scene"
     errors = error_map(row["label"], row["prediction"], ignore_index, target)
     cmap = ListedColormap(list(ERRORS.values())).with_extremes(over=NODATA)
-    draw_composite(row["image"], axes[0])
-    draw_classes(row["label"], legend, axes[1])
-    draw_classes(row["prediction"], legend, axes[2])
-    draw_image(cmap(errors.astype(int), bytes=True), axes[3], row.get("note", ""))
+    origin = row.get("origin", (0, 0))
+    draw_composite(row["image"], axes[0], origin=origin)
+    draw_classes(row["label"], legend, axes[1], origin=origin)
+    draw_classes(row["prediction"], legend, axes[2], origin=origin)
+    draw_image(cmap(errors.astype(int), bytes=True), axes[3], row.get("note", ""), origin)
     axes[0].set_ylabel(f"{row['id']}\nrow (px)", fontsize=8, color=INK)
 
 # %% ../nbs/07_plots.ipynb #04ced7b2
@@ -77,9 +78,9 @@ def kinds_of_error(
     names = ["wrong"] if target is None else [f"{kind} {legend.names[target]}" for kind in ("missed", "false")]
     return {name: ERRORS[name.split()[0]] for name in ["correct", *names]}
 
-# %% ../nbs/07_plots.ipynb #3aed2d31
+# %% ../nbs/07_plots.ipynb #b47d62a5
 def plot_prediction(
-    rows: list[dict], # each: id, image [b,h,w], label [h,w], prediction [h,w], and a note if there is one
+    rows: list[dict], # each: id, image [b,h,w], label [h,w], prediction [h,w]; note and origin (row, column) if there are
     legend: Legend, # names and colours
     ignore_index: int = 255, # no label, or no prediction
     target: int | None = None, # class whose errors are told apart; None: the last of two classes
@@ -95,12 +96,13 @@ def plot_prediction(
         ax.set_title(f"{name}  {ax.get_title()}".strip(), fontsize=9, color=INK)
     for ax in axes[:, 1:].flat:
         ax.set(ylabel="", yticks=[])
+    same = len({ax.get_xlim() for ax in axes[:, 0]}) == 1
     for ax in axes[:-1].flat:
-        ax.set(xlabel="", xticks=[])
+        ax.set(xlabel="", **({"xticks": []} if same else {}))
     colour_key(fig, legend, kinds_of_error(legend, target))
     return fig
 
-# %% ../nbs/07_plots.ipynb #0815e11d
+# %% ../nbs/07_plots.ipynb #580b38ec
 def scale_ticks(
     ax: Axes, # of a small copy of an image
     step: int, # pixels of the image per pixel of the copy
@@ -114,15 +116,19 @@ def plot_maps(
     rows: list[dict], # each: id, classes [h, w] indices, and step (scene pixels per drawn pixel) if it is not 1
     legend: Legend, # names and colours
     columns: int = 3, # panels beside each other
+    title: str = "", # of the figure, such as how many of the maps are shown
 ) -> Figure: # a panel for each map
     "Class maps with one legend"
     wide = min(columns, max(len(rows), 1))
     high = max(-(-len(rows) // wide), 1)
-    fig, axes = plt.subplots(high, wide, figsize=(2.4 * wide, 2.5 * high + 0.3), layout="constrained", squeeze=False)
+    size = (2.4 * wide, 2.6 * high + 0.3 + 0.3 * bool(title))
+    fig, axes = plt.subplots(high, wide, figsize=size, layout="constrained", squeeze=False)
     for row, ax in zip(rows, axes.flat):
         scale_ticks(draw_classes(row["classes"], legend, ax, row["id"]), row.get("step", 1))
     for ax in axes.flat[len(rows):]:
         ax.remove()
+    if title:
+        fig.suptitle(title, fontsize=9, color=INK)
     colour_key(fig, legend)
     return fig
 
@@ -298,7 +304,7 @@ def plot_footprints(
               title=column if few else None, title_fontsize=7)
     return label_axes(ax, "longitude (° east)", "latitude (° north)")
 
-# %% ../nbs/07_plots.ipynb #63d47e7c
+# %% ../nbs/07_plots.ipynb #dcffc800
 def plot_window_sizes(
     table, # DataFrame: window (px), the score's column, and trained (bool) if known
     column: str = "iou", # the score, 0 to 1
@@ -314,13 +320,18 @@ def plot_window_sizes(
         ax.plot(own["window"], own[column], "o", color=SERIES[1], markersize=7, label="window of training", zorder=3)
         ax.legend(fontsize=7, frameon=False, labelcolor=INK)
     for window, value in table[["window", column]].dropna().to_numpy():
-        ax.annotate(f"{value:.2f}", (window, value), xytext=(0, 5 if value < 0.9 else -11), textcoords="offset points",
+        ax.annotate(f"{value:.3f}", (window, value), xytext=(0, 5 if value < 0.9 else -11), textcoords="offset points",
                     ha="center", fontsize=7, color=INK)
-    ax.margins(x=0.12)
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(list(table["window"])))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
+    _window_axis(ax, list(table["window"]))
     ax.set_ylim(0, 1)
+    ax.yaxis.set_major_formatter("{x:.2f}")
     ax.grid(axis="y", color=FAINT, linewidth=0.5)
     return label_axes(ax, "window at prediction (px)", f"{name or column.replace('_', ' ').replace('iou', 'IoU')} (0 to 1)")
+
+
+def _window_axis(ax: Axes, windows: list) -> None:
+    ax.margins(x=0.12)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(windows))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))

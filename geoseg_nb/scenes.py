@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SCENES', 'Scene', 'unknown_as_nan', 'positions', 'file_bands', 'scene_of_files', 'grid_of_array', 'scene_of_array',
-           'sensor_stack', 'scene_of_dataset', 'scene_of_row', 'open_scene']
+           'sensor_stack', 'scene_of_dataset', 'unlabelled', 'scene_of_row', 'open_scene', 'or_name']
 
-# %% ../nbs/40_scenes.ipynb #9a2032b1
+# %% ../nbs/40_scenes.ipynb #21db2ede
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +19,17 @@ import xarray as xr
 
 from .catalog import crs_name
 from .core import Grid, Refused
-from .raster import grid_of, open_raster, read_pixels, row_grid, row_values, valid_mask
+from .raster import grid_of, open_raster, read_pixels, row_values, valid_mask
 from .storage import resolve
+from .swath import Swath, grid_of_dict, grid_of_row
 from .windows import Window
 
-# %% ../nbs/40_scenes.ipynb #1cfb7014
+# %% ../nbs/40_scenes.ipynb #6c515824
 @dataclass(frozen=True)
 class Scene:
     "What prediction needs to know of an image"
 
-    grid: Grid | None  # None: an array that lies nowhere on Earth
+    grid: Grid | Swath | None  # None: an array that lies nowhere on Earth
     read: Callable[[Window], np.ndarray]  # window inside the scene -> float32 [band, rows, columns], NaN where unknown
     name: str = "scene"  # what errors call it
     shape: tuple[int, int] = (0, 0)  # height and width in pixels, of the grid unless there is none
@@ -125,7 +127,7 @@ def scene_of_array(
 
     return Scene(grid_of_array(image), read, image.name or "array", image.shape[1:])
 
-# %% ../nbs/40_scenes.ipynb #613a1e74
+# %% ../nbs/40_scenes.ipynb #8dee3909
 def sensor_stack(
     dataset: xr.Dataset, # <sensor> [<sensor>_band, y, x], and valid [y, x] where a product gives it
     needed: list[str], # bands in the order of the network's input
@@ -143,11 +145,18 @@ def sensor_stack(
 def scene_of_dataset(dataset: xr.Dataset, needed: list[str]) -> Scene:
     "A Dataset of sensors, as a product reads it"
     sizes = (dataset.sizes["y"], dataset.sizes["x"])
-    grid = Grid.from_dict(dataset.attrs["grid"]) if "grid" in dataset.attrs else None
+    grid = grid_of_dict(dataset.attrs["grid"]) if "grid" in dataset.attrs else None
     if not grid or (grid.height, grid.width) != sizes:
         grid = grid_of_array(next(iter(dataset.data_vars.values())))
     read = lambda window: sensor_stack(dataset.isel(y=window.slices[0], x=window.slices[1]), needed)
     return Scene(grid, read, shape=sizes)
+
+# %% ../nbs/40_scenes.ipynb #00131092
+def unlabelled(
+    row, # of a catalog
+) -> dict: # the same without a mask
+    "What a map of a scene is made from: its labels are neither opened nor checked"
+    return row_values(row) | {"mask": ""}
 
 
 def scene_of_row(
@@ -156,8 +165,8 @@ def scene_of_row(
     needed: list[str], # bands in the order of the network's input
 ) -> Scene:
     "A row of a catalog, read window by window through its product"
-    name = row_values(row)["id"]
-    return Scene(row_grid(row), lambda window: sensor_stack(reader(row, bands=needed, window=window), needed, name), name)
+    image = unlabelled(row)
+    return Scene(grid_of_row(row), lambda window: sensor_stack(reader(image, bands=needed, window=window), needed, image["id"]), image["id"])
 
 # %% ../nbs/40_scenes.ipynb #f63918dd
 SCENES = {
@@ -177,3 +186,14 @@ def open_scene(
         if isinstance(scene, kinds):
             return opened(scene, needed)
     raise Refused(f"a scene of type {type(scene).__name__}: known are {', '.join(SCENES)}")
+
+# %% ../nbs/40_scenes.ipynb #2af3e8bc
+@contextmanager
+def or_name(
+    what: str, # to name instead, and how
+) -> Iterator[None]:
+    "A refusal of the block says what may be named instead of what is missing"
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"{error}, or name {what}", item=error.item) from None

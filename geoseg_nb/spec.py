@@ -134,7 +134,7 @@ class Spec(BaseModel):
         "A checked copy with other values"
         return make(type(self), {**self.model_dump(), **changes})
 
-# %% ../nbs/01_spec.ipynb #d1a4a286
+# %% ../nbs/01_spec.ipynb #02a543c2
 def fault_sentence(
     kind: type[Spec],
     error: dict,  # one entry of ValidationError.errors()
@@ -157,6 +157,7 @@ def _owner(kind, location):
     "The spec, perhaps one inside another, whose parameter a location names"
     for part in location[:-1]:
         inner = getattr(kind.model_fields.get(part), "annotation", None)
+        inner = get_args(inner)[-1] if get_origin(inner) in (list, dict) else inner
         kind = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else kind
     return kind
 
@@ -255,15 +256,18 @@ MAX_BYTES, MAX_DEPTH, MAX_ALIASES = 1_000_000, 40, 10
 
 
 class _Loader(yaml.SafeLoader):
-    "Safe YAML that refuses a key given twice and more aliases than people write"
+    "Safe YAML that refuses a key given twice, more aliases and more depth than people write"
 
-    aliases = 0
+    aliases, depth = 0, -1
 
     def compose_node(self, parent, index):
         self.aliases += self.check_event(yaml.AliasEvent)
-        if self.aliases > MAX_ALIASES:
-            raise Refused(f"more than {MAX_ALIASES} aliases")
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.aliases > MAX_ALIASES or self.depth > MAX_DEPTH:
+            raise Refused(f"more than {MAX_ALIASES} aliases" if self.aliases > MAX_ALIASES else f"nested deeper than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
@@ -272,7 +276,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def loads_yaml(text: str):
-    "YAML text to values: safe tags only, no key twice, few aliases"
+    "YAML text to values: safe tags only, no key twice, few aliases, little depth"
     return _Loader(text).get_single_data()
 
 # %% ../nbs/01_spec.ipynb #0212c32f

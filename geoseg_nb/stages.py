@@ -30,8 +30,9 @@ from tqdm import tqdm
 from . import __version__
 from .core import GeosegError, Refused, TooManyFailures, pick
 from .profile import Profiler, peak_rss_mb
+from .redact import masked
 from .spec import Spec, dumps_json, loads_json
-from .storage import atomic_file, is_member, packaged, resolve, safe_name, write_atomic
+from .storage import atomic_file, is_member, packaged, resolve, run_path, safe_name, write_atomic
 
 # %% ../nbs/06_stages.ipynb #c44628e8
 class Execution(Spec):
@@ -297,10 +298,10 @@ def open_job(
     spec: Spec | dict,  # the job's parameters
 ) -> JobRun:
     "Makes the job's folder, takes a stale result away and writes params.json"
-    folder = resolve(run) / safe_name(job)
+    folder = run_path(run, job) / safe_name(job)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").unlink(missing_ok=True)
-    write_atomic(folder / "params.json", dumps_json(spec) + "\n")
+    write_atomic(folder / "params.json", masked(dumps_json(spec)) + "\n")
     return JobRun(job, folder, spec, Profiler(job))
 
 # %% ../nbs/06_stages.ipynb #4ee4321f
@@ -345,8 +346,7 @@ def record(
     if status not in STATUSES:
         raise Refused(f"status {status!r} of {job.name}: known are {', '.join(STATUSES)}", item=job.name)
     result = {
-        "job": job.name,
-        "status": status,
+        "job": job.name, "status": status,
         "params": job.spec,
         "metrics": metrics,
         "outputs": relative_to_run(outputs, job.run),
@@ -356,7 +356,7 @@ def record(
         "git": git_commit(),
     }
     job.profile.write(job.folder)
-    return loads_json(write_atomic(job.folder / "result.json", dumps_json(result) + "\n").read_text(encoding="utf-8"))
+    return loads_json(write_atomic(job.folder / "result.json", masked(dumps_json(result)) + "\n").read_text(encoding="utf-8"))
 
 # %% ../nbs/06_stages.ipynb #3aa52c79
 def handle_of(
@@ -392,7 +392,7 @@ def earlier(
 ) -> dict:  # the result, and under "_folder" the run folder that its paths are relative to
     "The result of a complete job of this run"
     handle = handle_of(handle)
-    folder = find_job(resolve(run), handle)
+    folder = find_job(run_path(run, handle), handle)
     result = read_result(folder / "result.json") if folder else {}
     if result.get("status") != "complete":
         name = folder.name if folder else handle

@@ -1,7 +1,10 @@
 "What the laws read: notebooks as cells, exported modules as syntax trees"
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -45,3 +48,32 @@ def functions(module: Path) -> list[tuple[str, int]]:
 def number(module: Path) -> str:
     "Number of the notebook that a module was exported from, such as 12a"
     return re.search(r"nbs/(\d+[a-z]?)_\w+\.ipynb", module.read_text(encoding="utf-8"))[1]
+
+
+def geoseg(*words, cwd=ROOT, **environment):
+    "Run the program; the finished process"
+    return subprocess.run([sys.executable, "-m", "geoseg_nb.cli", *map(str, words)], cwd=cwd, capture_output=True, text=True,
+                          timeout=900, env={**os.environ, **environment})
+
+
+def long_functions() -> list[str]:
+    "Functions over the 25 lines that the style calls long, longest first"
+    found = [(n, f"{module.stem}.{f}") for module in MODULES for f, n in functions(module) if n > 25]
+    return [f"{name} {n} lines" for n, name in sorted(found, reverse=True)]
+
+
+def prose(notebook: Path) -> float:
+    "Share of the cells that are prose"
+    kinds = [cell["cell_type"] == "markdown" for cell in cells(notebook)]
+    return sum(kinds) / len(kinds)
+
+
+def odd_notebooks() -> list[str]:
+    "Notebooks with less than a quarter of prose, or more than 80 cells"
+    odd = [n for n in NOTEBOOKS if prose(n) < 0.25 or len(cells(n)) > 80]
+    return [f"{n.stem} {prose(n):.0%} prose, {len(cells(n))} cells" for n in odd]
+
+
+def reasons() -> str:
+    "What the decision records say"
+    return "\n".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "nbs" / "decisions").glob("*.md")))

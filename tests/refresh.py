@@ -6,6 +6,7 @@ every picture to be drawn again on the spot.
 """
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def rerun(notebook: Path) -> None:
     "Execute in place, clean, and note what the outputs were made from"
     import nbformat
     from nbclient import NotebookClient
+    os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}  # on a slow machine a progress bar would land in the output
     nb = nbformat.read(notebook, 4)
     NotebookClient(nb, timeout=900, kernel_name="python3", extra_arguments=QUIET,
                    resources={"metadata": {"path": str(notebook.parent)}}).execute()

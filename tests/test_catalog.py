@@ -1,21 +1,28 @@
 "Catalogs: broken files are found and named, places lie where GDAL says, fractions can be drawn again"
+import json
 import os
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
+import shapely
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyproj import CRS
 from rasterio.transform import Affine
 from rasterio.transform import xy as rasterio_xy
 from rasterio.warp import transform_bounds
 
 from geoseg_nb import catalog as cat
+from geoseg_nb.catalog import CatalogSpec
 from geoseg_nb.core import GeosegError, Refused, make_legend
+from geoseg_nb.products import measured_catalog
 from geoseg_nb.stages import Execution
 from geoseg_nb.storage import sample_folder
 
@@ -348,3 +355,48 @@ def test_a_broken_catalog_names_the_job_to_run(tmp_path, text):
     (tmp_path / "catalog.parquet").write_text(text)
     with pytest.raises(GeosegError, match="run the catalog job again"):
         cat.read_catalog(tmp_path / "catalog.parquet")
+
+
+# GeoParquet
+
+def test_a_catalog_is_geoparquet_as_its_specification_demands(tmp_path):
+    "https://geoparquet.org/releases/v1.1.0: read with pyarrow alone, as GDAL and QGIS do"
+    scenes, problems = measured_catalog(CatalogSpec())
+    path = cat.write_catalog(scenes.assign(mask=None, time=pd.NaT), tmp_path / "catalog.parquet")
+    file = pq.ParquetFile(path)
+    geo = json.loads(file.schema_arrow.metadata[b"geo"])
+    assert geo["version"].startswith("1.") and set(geo) >= {"version", "primary_column", "columns"}
+    [(name, column)] = geo["columns"].items()
+    assert name == geo["primary_column"] == "geometry" and column["encoding"] == "WKB"
+    assert set(column["geometry_types"]) <= {"Polygon", "MultiPolygon"} and CRS.from_json_dict(column["crs"]).to_epsg() == 4326
+    assert np.allclose(column["bbox"], scenes.total_bounds)
+    table = file.read()
+    assert [shapely.from_wkb(wkb).equals(p) for wkb, p in zip(table["geometry"].to_pylist(), scenes.geometry)] == [True] * len(scenes)
+    assert str(file.schema.column(table.column_names.index("geometry")).physical_type) == "BYTE_ARRAY"
+
+
+def test_the_columns_of_a_catalog_are_plain(tmp_path):
+    "No nulls-only, struct, dictionary or mixed column, which GDAL leaves out or shows as text"
+    scenes, _ = measured_catalog(CatalogSpec())
+    path = cat.write_catalog(scenes.assign(mask=None, note=[None] * len(scenes)), tmp_path / "catalog.parquet")
+    schema = pq.read_schema(path)
+    plain = lambda kind: (pa.types.is_large_string(kind) or pa.types.is_string(kind) or pa.types.is_integer(kind)  # noqa: E731
+                          or pa.types.is_floating(kind) or pa.types.is_timestamp(kind) or pa.types.is_binary(kind))
+    strange = [f"{field.name} {field.type}" for field in schema
+               if not plain(field.type) and not (pa.types.is_list(field.type) and pa.types.is_float64(field.type.value_type))]
+    assert not strange, strange
+    assert cat.read_catalog(path)["mask"].isna().all()
+
+
+def test_label_counts_and_ignored_pixels_are_in_every_catalog(tmp_path):
+    "Summed over the classes and the ignored, they are the pixels of rasterio's own read; without labels all pixels are ignored"
+    scenes, _ = measured_catalog(CatalogSpec())
+    again = cat.read_catalog(cat.write_catalog(scenes, tmp_path / "catalog.parquet"))
+    for row in again.itertuples():
+        with rasterio.open(row.image) as image, rasterio.open(row.mask) as mask:
+            seen, label = np.isfinite(image.read()).all(0), mask.read(1)
+        counts = [int((seen & (label == code)).sum()) for code in (0, 1)]
+        assert [row.count_dry, row.count_water, row.count_ignored] == [*counts, label.size - sum(counts)]
+    assert all(again[name].dtype == "int64" for name in ("count_dry", "count_water", "count_ignored"))
+    bare, _ = measured_catalog(CatalogSpec(options={"masks": ""}))
+    assert (bare["count_ignored"] == 512**2).all() and not bare[["count_dry", "count_water"]].to_numpy().any()

@@ -1,32 +1,48 @@
 "Scores are those of scikit-learn on arrays read by plain rasterio; scenes without pixels are named, silence is an error"
 import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score, jaccard_score
+from sklearn.metrics import (
+    accuracy_score, average_precision_score, brier_score_loss, cohen_kappa_score, confusion_matrix, f1_score, jaccard_score, roc_auc_score)
 from torch import nn
 
 from geoseg_nb import evaluate as module
-from geoseg_nb.catalog import CatalogSpec
+from geoseg_nb.catalog import CatalogSpec, write_catalog
 from geoseg_nb.checkpoint import ModelCard, load_model, save_model
-from geoseg_nb.core import Band, GeosegError, Refused, Sensor, make_legend
-from geoseg_nb.evaluate import EvaluateSpec, evaluate
+from geoseg_nb.core import Band, GeosegError, Refused, Sensor, TooManyFailures, make_legend
+from geoseg_nb.evaluate import EvaluateSpec, evaluate, majority, require_unseen
+from geoseg_nb.jobs import parameters_cell, read_parameters
 from geoseg_nb.models import ModelSpec, build_model
+from geoseg_nb.predict import PredictSpec, predict_scene, score_rows
 from geoseg_nb.products import catalog as product_catalog
-from geoseg_nb.products import reader
+from geoseg_nb.products import hand_over, reader
+from geoseg_nb.scenes import open_scene
 from geoseg_nb.scoring import Scored, grouped, mean_row, score_table, summary_table
 from geoseg_nb.spec import dumps_json
-from geoseg_nb.split import SplitSpec, make_split
+from geoseg_nb.split import SplitSpec, make_split, split_hash, write_split
+from geoseg_nb.stages import Execution, local_cluster
+from geoseg_nb.storage import sample_folder, write_atomic
+from house import JOBS, ROOT
 
 LEGEND = make_legend({"dry": [0, "#d8c9a0"], "water": [1, "#2b6cb0"]}, ignore=[-1])
 OPTIONS = {"place": "{place}_{chip}"}
 SPEC = EvaluateSpec(baseline="water: VH < -23", overlap=0, precision="fp32", device="cpu")
+UNKNOWN = "the model's card names .* as the split of its training"
+pytestmark = pytest.mark.filterwarnings(f"ignore:{UNKNOWN}")
 torch.set_num_threads(1)
 
 
@@ -136,7 +152,7 @@ def test_scenes_and_regions_are_those_of_scikit_learn(trained, chips):
 def test_the_summary_says_what_entered_its_means(trained, chips):
     found = plain(chips, trained.classes)
     rows = trained.summary.set_index("what")
-    assert list(rows.index) == ["pooled", "mean over scenes", "mean over regions", "without Sri-Lanka_534068"]
+    assert list(rows.index) == ["pooled", "mean over scenes", "mean over places", "without Sri-Lanka_534068"]
     ious = [jaccard_score(label, classes) for label, classes, _ in found.values() if label.any()]
     trivial = [jaccard_score(label, vh < -23) for label, _, vh in found.values() if label.any()]
     mean = rows.loc["mean over scenes"]
@@ -187,9 +203,258 @@ def test_the_majority_is_learned_where_the_model_was(unet, chips, split, read, t
     assert sea.baseline_matrix[:, 0].sum() == 0
 
 
+def test_the_majority_never_sees_the_scored_areas(chips, read):
+    "Training areas are the sea alone and the test is dry land: counted together or on the test, dry would win"
+    areas = [("Sri-Lanka_534068", "train", 0, 512, 0, 40), ("Nigeria_812045", "test", 0, 512, 0, 512), ("Spain_7370579", "test", 0, 512, 0, 512)]
+    split = pd.DataFrame([(*a, 512, 512) for a in areas], columns=["scene", "part", "row0", "row1", "col0", "col1", "height", "width"])
+    labels = {a[0]: label_of(chips, a[0])[:, :a[5]] for a in areas}
+    dry, water = (sum(int((v == k).sum()) for v in labels.values()) for k in (0, 1))
+    assert dry > water and (labels["Sri-Lanka_534068"] == 1).sum() > (labels["Sri-Lanka_534068"] == 0).sum()
+    assert majority(chips, split, read, LEGEND, "test") == 1
+    assert majority(chips, split[split.part == "test"], read, LEGEND, "test") == 0
+
+
+def label_of(chips, id):
+    with rasterio.open(chips[chips.id == id].iloc[0]["mask"]) as f: return f.read(1)
+
+
+# probabilities
+
+def test_curves_are_those_of_scikit_learn_on_the_written_probabilities(unet, chips, split, read, tmp_path):
+    "Whole percent in the files. Before they were rounded the untrained network's scores lie within a few percent, so only their size is compared and not their order"
+    some = chips[chips.id.isin(["Nigeria_812045", "Spain_7370579"])]
+    mine, spec = split[split.scene.isin(some.id)], SPEC.replace(curves=True, window_sizes=[128])
+    found = evaluate(unet, some, mine, read, tmp_path, spec)
+    label, guess, water, exact = [], [], [], []
+    for row, path in zip(some.itertuples(), found.classes, strict=True):
+        with rasterio.open(row.image) as i, rasterio.open(row.mask) as m, rasterio.open(path) as c, rasterio.open(path.parent / "probabilities" / path.name) as p:
+            counted = (m.read(1) >= 0) & np.isfinite(i.read()).all(0)
+            counted[:, :256] = False
+            whole = xr.DataArray(i.read(), {"band": ["VV", "VH"]}, ("band", "y", "x"))
+            exact.append(np.concatenate([rows for _, rows in score_rows(unet, open_scene(whole, unet.bands), spec.prediction)], axis=1)[1, counted])
+            for kept, values in ((label, m.read(1)), (guess, c.read(1)), (water, p.read(2) * 0.01)):
+                kept.append(values[counted])
+    label, guess, water, exact = map(np.concatenate, (label, guess, water, exact))
+    curves = found.metrics()["curves"]
+    each = curves["per_class"]["water"]
+    assert each["support"] == label.sum() and curves["per_class"]["dry"]["support"] == (label == 0).sum()
+    assert each["auc"] == pytest.approx(roc_auc_score(label, water), abs=curves["auc_within"]["water"] + 1e-9)
+    assert each["auc"] == pytest.approx(roc_auc_score(label, water), abs=1e-3)
+    assert each["average_precision"] == pytest.approx(average_precision_score(label, water), abs=1e-3)
+    for values, near in ((water, 1e-3), (exact, 5e-3)):
+        assert each["brier"] == pytest.approx(brier_score_loss(label, values), abs=near)
+    sure = np.maximum(water, 1 - water)
+    group = np.minimum((sure * 16).astype(int), 15)
+    apart = sum(abs(sure[group == g].mean() - ((water > 0.5) == label)[group == g].mean()) * (group == g).mean() for g in np.unique(group))
+    assert curves["expected_calibration_error"] == pytest.approx(apart, abs=0.01)
+    assert json.loads(dumps_json(found.metrics()))["curves"]["per_class"]["water"]["support"] == label.sum()
+    assert not (tmp_path / "windows/128/probabilities").exists()
+
+
+def test_a_scene_is_read_once_for_each_map_and_once_for_all_its_scores(unet, chips, split, read, tmp_path, monkeypatch):
+    "With curves and two windows, one of them that of the training; no map is held against itself"
+    readings, compared, compare = [], [], module.compare_maps
+    monkeypatch.setattr(module, "compare_maps", lambda row, path, other, *rest: compared.append(path != other) or compare(row, path, other, *rest))
+
+    def noted(row, **options):
+        readings.append("map" if not row["mask"] else "scores")
+        return read(row, **options)
+
+    chips, split = (table[table[key] == "Nigeria_812045"] for table, key in ((chips, "id"), (split, "scene")))
+    found = evaluate(unet, chips, split, noted, tmp_path, SPEC.replace(curves=True, window_sizes=[64, 128]))
+    assert readings == ["map", "scores", "map", "scores"] and compared == [True]
+    assert found.reliability.classes.support.tolist() == found.matrix.sum(1).tolist() and found.window_table.window.tolist() == [64, 128]
+
+
+def test_without_curves_nothing_is_written_and_nothing_said(trained):
+    assert "curves" not in trained.metrics() and trained.reliability is None and not (trained.classes[0].parent / "probabilities").exists()
+
+
+def test_averaged_orientations_are_what_is_scored(unet, chips, split, read, tmp_path):
+    one = chips[chips.id == "Spain_7370579"]
+    mine = split[split.scene == "Spain_7370579"]
+    turned = evaluate(unet, one, mine, read, tmp_path, SPEC.replace(averaging="d4"))
+    with rasterio.open(predict_scene(unet, one.image.iloc[0], tmp_path / "d4.tif", PredictSpec(averaging="d4", overlap=0, precision="fp32"))) as f:
+        wanted = f.read(1)
+    with rasterio.open(turned.classes[0]) as f: assert np.array_equal(f.read(1), wanted)
+
+
+# ground that the model knows
+
+def card_of(unet, split=None, areas=()):
+    known = {"split": split_hash(split)} if split is not None else {}
+    columns = ["scene", "row0", "row1", "col0", "col1"]
+    rows = [] if split is None else split[split.part.isin(areas)][columns].to_dict("records")
+    return replace(unet, card=unet.card.replace(provenance=known, training_areas=rows))
+
+
+@pytest.fixture
+def by_rows(chips):
+    "Another split of the same chips: its test is the lower half of each, left of the middle too"
+    return make_split(chips, SplitSpec(rule="position", areas={"train": {"rows": [0, 0.5]}, "test": {"rows": [0.5, 1]}}))
+
+
+def test_ground_that_was_trained_on_is_no_test(unet, chips, split, by_rows, read, tmp_path):
+    quick = card_of(threshold(unet, -23), split, ["train", "val"])
+    with pytest.raises(Refused, match=r"Ghana_53713: test rows 256:512 columns 0:512 overlaps training rows 0:512 columns 0:256, "
+                                      r"which the model knows, and 9 more such pairs; score with the split of the training"):
+        evaluate(quick, chips, by_rows, read, tmp_path / "run", SPEC)
+    assert not (tmp_path / "run").exists()
+    beside = by_rows.assign(col0=256)
+    found = evaluate(quick, chips, beside, read, tmp_path / "run", SPEC)
+    assert found.note == found.metrics()["note"] == "" and found.matrix.sum() > 0
+
+
+def test_edges_may_touch_and_one_pixel_may_not(unet, split):
+    model, one = card_of(unet, split, ["train"]), split[split.scene == "Spain_7370579"]
+    assert require_unseen(model, one.assign(row0=0, row1=512, col0=256), "test") == ""
+    with pytest.raises(Refused, match="columns 255:512 overlaps"): require_unseen(model, one.assign(col0=255), "test")
+    renamed = one.assign(scene="elsewhere", col0=0)
+    assert require_unseen(model, renamed, "test") == ""
+
+
+def test_the_split_of_the_training_is_taken_at_its_word(unet, split):
+    "The hash of the card and of the split are one, whatever the order of the rows; the areas need not be compared"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = card_of(unet, split)
+        assert require_unseen(model, split, "test") == require_unseen(model, split[::-1], "test") == ""
+        assert require_unseen(model, split, "train") == "these pixels were trained on"
+        assert require_unseen(model, split, "val") == "these pixels were used to choose the epoch"
+
+
+def test_known_ground_may_be_scored_on_purpose_and_the_scores_say_so(unet, chips, split, by_rows, read, tmp_path):
+    model, one = card_of(threshold(unet, -23), split, ["train"]), chips[chips.id == "Spain_7370579"]
+    found = evaluate(model, one, split[split.scene == "Spain_7370579"], read, tmp_path, SPEC.replace(part="train"))
+    assert found.metrics()["note"].startswith("some of these pixels were trained on")
+    own = evaluate(model, chips, split, read, tmp_path, SPEC.replace(part="train"))
+    assert own.metrics()["note"] == "these pixels were trained on"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_card_that_does_not_tell_leaves_a_doubt(unet, split, by_rows):
+    for model in (card_of(unet), card_of(unet, split)):
+        with pytest.warns(UserWarning, match=UNKNOWN): assert require_unseen(model, by_rows, "test") == ""
+
+
+# scenes that fail
+
+@pytest.fixture
+def torn(tmp_path):
+    "Three chips of which one breaks after the catalog was made"
+    names = ["Nigeria_812045", "Somalia_699062", "Spain_7370579"]
+    for name in names:
+        for kind in ("S1/{}_S1Hand.tif", "labels/{}_LabelHand.tif"):
+            (tmp_path / "in" / kind).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(sample_folder() / kind.format(name), tmp_path / "in" / kind.format(name))
+    chips = product_catalog(CatalogSpec(root=str(tmp_path / "in"), options=OPTIONS))
+    return chips, make_split(chips, SplitSpec(rule="position")), tmp_path
+
+
+def tear(folder, kind, name="Somalia_699062"):
+    path = folder / "in" / kind.format(name)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("kind", ["S1/{}_S1Hand.tif", "labels/{}_LabelHand.tif"])
+@pytest.mark.parametrize("baseline", ["majority", "water: VH < -23"])
+def test_a_scene_that_fails_is_named_and_in_no_score(unet, read, torn, kind, baseline):
+    (chips, split, folder), unet = torn, threshold(unet, -23)
+    spec = SPEC.replace(baseline=baseline, window_sizes=[128], on_error="skip", max_failures=1)
+    tear(folder, kind)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found = evaluate(unet, chips, split, read, folder / "run", spec)
+    assert [str(w.message) for w in heard if "Somalia_699062 " in str(w.message)]
+    metrics = found.metrics()
+    assert list(metrics["failed"]) == ["Somalia_699062"] and Path(kind.format("Somalia_699062")).name in metrics["failed"]["Somalia_699062"]
+    assert set(metrics["scenes"]) == {"Nigeria_812045", "Spain_7370579"} == {p.stem for p in found.classes}
+    assert metrics["summary"][-1]["what"] == "failed, in no score: Somalia_699062" and metrics["summary"][0]["scenes"] == 2
+    assert [e["id"] for e in found.examples(3)] and found.window_table.window.tolist() == [64, 128]
+    whole = ["Nigeria_812045", "Spain_7370579"]
+    rest = evaluate(unet, chips[chips.id.isin(whole)], split[split.scene.isin(whole)], read, folder / "rest", spec.replace(on_error="raise"))
+    assert np.array_equal(rest.matrix, found.matrix)
+    with pytest.raises(TooManyFailures, match="max_failures=0.*Somalia_699062"):
+        evaluate(unet, chips, split, read, folder / "none", spec.replace(max_failures=0))
+    with pytest.raises(GeosegError, match="Somalia_699062"):
+        evaluate(unet, chips, split, read, folder / "raise", spec.replace(on_error="raise"))
+
+
+def test_failures_of_both_steps_count_together(unet, read, torn):
+    "An image that cannot be read and a label of an unknown code: two scenes failed, although neither step saw more than one"
+    (chips, split, folder), unet = torn, threshold(unet, -23)
+    tear(folder, "S1/{}_S1Hand.tif")
+    with rasterio.open(folder / "in/labels/Spain_7370579_LabelHand.tif", "r+") as f: f.write(np.full((1, 512, 512), 9, "int16"))
+    spec = SPEC.replace(on_error="skip", max_failures=1)
+    with pytest.raises(TooManyFailures, match="2 of 3 items failed"): evaluate(unet, chips, split, read, folder / "run", spec)
+    found = evaluate(unet, chips, split, read, folder / "run", spec.replace(max_failures=2))
+    assert sorted(found.failed) == ["Somalia_699062", "Spain_7370579"]
+    tear(folder, "S1/{}_S1Hand.tif", "Nigeria_812045")
+    with pytest.raises(GeosegError, match="none of the 3 scenes"): evaluate(unet, chips, split, read, folder / "run", spec.replace(max_failures=3))
+
+
+def test_the_blend_is_that_of_the_scored_maps(unet, torn, read):
+    chips, split, folder = torn
+    chips, split = (table[table[key] == "Spain_7370579"] for table, key in ((chips, "id"), (split, "scene")))
+    maps = [evaluate(unet, chips, split, read, folder / b, SPEC.replace(blend=b, overlap=32)).classes for b in ("flat", "cosine")]
+    assert json.loads((folder / "flat/classes/made_by.json").read_text())["blend"] == "flat"
+    assert any(a.read_bytes() != b.read_bytes() for a, b in zip(*maps))
+
+
+@pytest.mark.slow
+def test_dask_gives_the_same_maps_and_the_same_counts(unet, read, torn):
+    chips, split, folder = torn
+    model = save_model(folder / "m", unet.network, unet.card.replace(weights={}))
+    spec = SPEC.replace(baseline="majority")
+    alone = evaluate(model, chips, split, read, folder / "alone", spec)
+    with local_cluster(Execution(backend="dask", workers=1, threads=2)) as cluster:
+        shared = evaluate(model, chips, split, read, folder / "dask", spec.replace(address=cluster.scheduler_address))
+    assert [p.read_bytes() for p in shared.classes] == [p.read_bytes() for p in alone.classes]
+    assert dumps_json(shared.metrics()) == dumps_json(alone.metrics()) and shared.matrix.sum() > 0
+
+
+@pytest.mark.parametrize("job", ["22_tile", "42_predict", "43_evaluate"])
+def test_jobs_of_items_say_where_they_run_and_what_may_fail(job):
+    notebook = next(p for p in JOBS if p.stem == job)
+    declared = read_parameters(parameters_cell(notebook), job)
+    for name in ("on_error", "max_failures", "address"):
+        assert declared[name].default == Execution.model_fields[name].default, name
+
+
+@pytest.mark.parametrize("job", ["tile", *(pytest.param(job, marks=pytest.mark.slow) for job in ("predict", "evaluate"))])
+def test_a_job_with_a_broken_scene_ends_with_3_or_names_it(unet, torn, job):
+    "Under the launcher; catalog, split and model are those of earlier jobs"
+    chips, split, folder = torn
+    run, spec = folder / "out", CatalogSpec(root=str(folder / "in"), options=OPTIONS)
+    save_model(run / "37_train/model", unet.network, unet.card.replace(weights={}))
+    made = {"10_catalog": {"catalog": write_catalog(chips, run / "10_catalog/catalog.parquet"), **hand_over(spec)},
+            "11_split": {"split": write_split(split, run / "11_split/split.parquet")}, "37_train": {"model": run / "37_train/model"}}
+    for name, outputs in made.items():
+        write_atomic(run / name / "result.json", dumps_json({"job": name, "status": "complete", "outputs": outputs}))
+    tear(folder, "S1/{}_S1Hand.tif")
+
+    def geoseg(*values):
+        words = [word for value in values for word in ("-p", value)]
+        return subprocess.run([sys.executable, "-m", "geoseg_nb.cli", "run", job, "--out", str(run), *words], cwd=ROOT, capture_output=True,
+                              text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    refused = geoseg("on_error=skip", "max_failures=0")
+    assert refused.returncode == 3 and "Somalia_699062" in refused.stderr and "max_failures=0" in refused.stderr, refused.stderr[-900:]
+    done = geoseg("on_error=skip", "max_failures=1", *(["curves=true"] if job == "evaluate" else []))
+    assert done.returncode == 0, done.stderr[-900:]
+    result = json.loads(next(run.glob(f"[0-9]*_{job}/result.json")).read_text())
+    assert list(result["metrics"]["failed"]) == ["Somalia_699062"] and "Somalia_699062_S1Hand.tif" in result["metrics"]["failed"]["Somalia_699062"]
+    if job == "tile": return
+    assert sum("Somalia_699062 has no map" in line for line in done.stderr.splitlines()) == 1
+    assert sorted(Path(p).stem for p in result["outputs"]["classes"]) == ["Nigeria_812045", "Spain_7370579"]
+    if job == "evaluate":
+        assert 0 <= result["metrics"]["curves"]["auc_macro"] <= 1 and result["metrics"]["seams"]["border_pixels"] > 0
+        assert {"curves.png", "seams.png"} <= {p.name for p in (run / "43_evaluate/figures").iterdir()}
+
+
 def test_staying_silent_is_an_error(unet, chips, split, read, tmp_path, monkeypatch):
-    def holey(model, catalog, reader, folder, spec):
-        paths = predict_catalog(model, catalog, reader, folder, spec)
+    def holey(*args, **options):
+        paths = predict_catalog(*args, **options)
         with rasterio.open(paths[0], "r+", IGNORE_COG_LAYOUT_BREAK="YES") as f:
             classes = f.read(1)
             classes[5, 300] = 255

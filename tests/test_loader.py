@@ -17,9 +17,10 @@ from geoseg_nb import loader as module
 from geoseg_nb.core import Band, GeosegError, Refused, Sensor, make_legend
 from geoseg_nb.layout import StoreSpec, shard_count, shard_rows, valid_pixels
 from geoseg_nb.loader import (
-    BlockShuffle, LoaderSpec, Normaliser, Recent, Stats, fit_normaliser, make_loader, make_normaliser, merge, moments,
+    LoaderSpec, Normaliser, Recent, Stats, fit_normaliser, make_loader, make_normaliser, merge, moments,
     normaliser_from_dict, shards_that_fit, statistics)
 from geoseg_nb.losses import LOSSES
+from geoseg_nb.samplers import BlockShuffle
 from geoseg_nb.tilestore import create_store, finish_store, open_store, write_shard
 
 LEGEND = make_legend({"dry": [0, "#d8c9a0"], "water": [1, "#2b6cb0"]}, ignore=[-1])
@@ -34,10 +35,12 @@ def write_store(folder, arrays, sensors=(RADAR,), shard_tiles=4):
     n, size = arrays["label"].shape[:2]
     spec = StoreSpec(name="any", size=size, tiles=n, shard_tiles=shard_tiles, legend=LEGEND.as_dict(),
                      sensors=[s.as_dict() for s in sensors])
-    labelled = (valid_pixels(spec, arrays) & (arrays["label"] != 255)).mean((1, 2))
+    seen = valid_pixels(spec, arrays)
+    labelled = (seen & (arrays["label"] != 255)).mean((1, 2))
+    counts = {f"count_{name}": (seen & (arrays["label"] == i)).sum((1, 2)) for i, name in enumerate(LEGEND.names)}
     names = [f"t{i}" for i in range(n)]
-    index = pd.DataFrame({"id": names, "scene": names, "row": 0, "col": 0, "height": size, "width": size, "labelled": labelled})
-    root = create_store(folder / "any.zarr", spec)
+    index = pd.DataFrame({"id": names, "scene": names, "row": 0, "col": 0, "height": size, "width": size, "labelled": labelled, **counts})
+    root = create_store(f"{folder}/any.zarr", spec)
     for k in range(shard_count(spec)):
         part = slice(*shard_rows(spec, k))
         write_shard(root, k, {name: array[part] for name, array in arrays.items()}, index.iloc[part])
@@ -305,6 +308,42 @@ def test_two_workers_give_the_same_samples(tmp_path):
     command = [sys.executable, tmp_path / "script.py", store.url, tmp_path / "split.parquet"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert run.returncode == 0 and run.stdout == "14 batches\n", run.stderr[-2000:]
+
+
+BUCKET = """
+    import sys, time
+    import pandas as pd
+    from geoseg_nb.core import GeosegError
+    from geoseg_nb.loader import TileDataset, make_loader
+    from geoseg_nb.tilestore import open_store, read_shard
+
+    class Hanging(TileDataset):
+        def __getitems__(self, samples): time.sleep(600)
+
+    if __name__ == "__main__":
+        store, split = open_store(sys.argv[1]), pd.read_parquet(sys.argv[2])
+        read_shard(store, 0)  # the parent has talked to the bucket: a forked copy of it would hang
+        loader = make_loader(store, split, "train", 3, workers=2, prefetch=4)
+        for epoch in range(2): print(sorted(id for batch in loader for id in batch["id"]))
+        hanging = make_loader(store, split, "train", 3, normaliser="none", workers=1, timeout=1)
+        hanging.dataset.__class__ = Hanging
+        try: next(iter(hanging))
+        except GeosegError as error: print(error)
+"""
+
+
+def test_workers_read_a_bucket_and_one_that_hangs_is_told_of(tmp_path, bucket, monkeypatch):
+    "Fault 42"
+    monkeypatch.setenv("GEOSEG_CACHE", str(tmp_path / "first"))
+    store, split = write_store(f"s3://{bucket}", tidy()), split_of("t" * 20)
+    split.to_parquet(tmp_path / "split.parquet")
+    (tmp_path / "script.py").write_text(textwrap.dedent(BUCKET), encoding="utf-8")
+    monkeypatch.setenv("GEOSEG_CACHE", str(tmp_path / "second"))
+    command = [sys.executable, tmp_path / "script.py", str(store.url), tmp_path / "split.parquet"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    every = str(sorted(f"t{i}" for i in range(20)))
+    assert run.returncode == 0 and run.stdout.splitlines()[:2] == [every, every], run.stderr[-2000:]
+    assert "gave no batch within 1 s" in run.stdout and "Pass workers=0, or a longer timeout" in run.stdout
 
 
 def test_workers_come_from_a_fork_server_with_a_deadline(tmp_path):

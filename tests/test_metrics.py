@@ -3,16 +3,20 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics as oracle
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import distance_transform_cdt
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from geoseg_nb.core import GeosegError
-from geoseg_nb.metrics import METRIC_ALIASES, confusion, log_row, metric_name, scores
+from geoseg_nb.curves import curve_scores, score_counts
+from geoseg_nb.metrics import (
+    METRIC_ALIASES, border_counts, border_table, confusion, inner_confusion, log_row, metric_name, scores, tile_table)
 
 NAMES = "abcdef"
 
@@ -157,4 +161,64 @@ def test_names_of_other_projects_lead_to_ours():
     assert metric_name("val0/JaccardIndex") == "val/iou" and metric_name("val/f1w_parcel") == "val/f1_weighted"
     ours = {metric_name(name) for name in log_row(scores(np.eye(2, dtype=int), "ab"), "test")}
     assert ours == {f"test/{n}" for n in ("accuracy", "iou", "f1", "f1_weighted", "kappa", "precision", "recall", "specificity")}
-    assert {metric_name(alias) for alias in METRIC_ALIASES} <= {name.removeprefix("test/") for name in ours}
+    curves = {metric_name(name) for name in log_row(curve_scores(score_counts([[0, 1]], [[[0.9, 0.1], [0.1, 0.9]]], "ab")), "test")}
+    assert curves == {f"test/{n}" for n in ("auc", "average_precision", "brier", "calibration_error")}
+    assert {metric_name(alias) for alias in METRIC_ALIASES} <= {name.removeprefix("test/") for name in ours | curves}
+
+
+@st.composite
+def tile_maps(draw):
+    "Tiles of two to three classes, also narrow ones, with ignored pixels"
+    shape = draw(st.sampled_from([(1, 1, 1), (2, 1, 5), (3, 6, 6), (2, 7, 4)]))
+    values = arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2]))
+    target = draw(arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 255])))
+    return target, draw(values)
+
+
+@settings(deadline=None, max_examples=80)
+@given(tile_maps(), st.integers(0, 3))
+def test_errors_by_distance_equal_scipys_distances(case, border):
+    target, prediction = case
+    counts, (h, w) = border_counts(target, prediction), target.shape[1:]
+    distance = distance_transform_cdt(np.pad(np.ones((h, w), int), 1), "chessboard")[1:-1, 1:-1] - 1
+    for d in range(len(counts)):
+        here = np.broadcast_to(distance == d, target.shape) & (target != 255)
+        assert counts[d].tolist() == [here.sum(), (target != prediction)[here].sum()]
+    assert len(counts) == distance.max() + 1
+    if 2 * border < min(h, w):
+        inner = inner_confusion(target, prediction, 3, border)
+        keep = np.broadcast_to(distance >= border, target.shape) & (target != 255)
+        expected = oracle.confusion_matrix(target[keep], prediction[keep], labels=range(3)) if keep.any() else 0
+        assert (inner == expected).all()
+    else:
+        with pytest.raises(GeosegError, match="leaves nothing"):
+            inner_confusion(target, prediction, 3, border)
+
+
+def test_the_border_table_pools_what_it_groups():
+    counts = np.array([[10, 5], [8, 2], [6, 0], [0, 0], [0, 0]])
+    table = border_table(counts, 2)
+    assert table.values.tolist()[0] == [0, 18, 7, 7 / 18] and table.distance.tolist() == [0, 2, 4]
+    assert np.isnan(table.error[2]) and table.error[1] == 0
+    with pytest.raises(GeosegError, match="border of -1"):
+        inner_confusion(np.zeros((1, 4, 4), int), np.zeros((1, 4, 4), int), 2, -1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(tile_maps())
+def test_rows_of_tiles_equal_scikit_learn(case):
+    target, prediction = case
+    tiles = pd.DataFrame({"id": [f"t{i}" for i in range(len(target))], "row": 0, "col": 7}, index=range(5, 5 + len(target)))
+    table = tile_table(tiles, torch.tensor(target), prediction, "abc")
+    assert table.id.tolist() == tiles.id.tolist() and (table.col == 7).all()
+    for i, (t, p) in enumerate(counted(t, p) for t, p in zip(target, prediction)):
+        assert table.support[i] == t.size
+        present = sorted(set(t.tolist()) | set(p.tolist()))
+        if not present:
+            assert table.loc[i, ["iou", "accuracy", "f1", "iou_a", "f1_c"]].isna().all()
+            continue
+        assert table.accuracy[i] == pytest.approx(oracle.accuracy_score(t, p))
+        each = oracle.jaccard_score(t, p, labels=range(3), average=None, zero_division=0)
+        assert table.iou[i] == pytest.approx(each[present].mean())
+        assert table.loc[i, [f"iou_{'abc'[c]}" for c in present]].tolist() == pytest.approx(each[present].tolist())
+        assert table.f1[i] == pytest.approx(oracle.f1_score(t, p, labels=present, average="macro", zero_division=0))

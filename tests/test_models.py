@@ -1,14 +1,21 @@
 "Any architecture on any image; weights from files whose bytes are known; no network"
 import hashlib
+import os
 import pickle
+import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.models import (
-    ARCHITECTURES, AnySize, ModelSpec, adapt_bands, build_model, encoder_state, has_bf16, logits_of, read_state, resolve_device)
+    ARCHITECTURES, AnySize, ModelSpec, adapt_bands, build_model, encoder_state, has_bf16, head_of, logits_of,
+    read_state, resolve_device, set_prior)
 from safetensors.torch import save_file
+from scipy.stats import entropy
 from timm.models import adapt_input_conv
 
 torch.set_num_threads(1)
@@ -45,6 +52,41 @@ def test_the_same_weights_as_the_bare_library_give_the_same_logits():
     assert torch.equal(ours.eval()(image), theirs.eval()(image))
 
 
+class Echo(torch.nn.Module):
+    "Gives back its bands as logits and notes the size that it saw"
+
+    def __init__(self, stride=32):
+        super().__init__()
+        self.encoder, self.seen = torch.nn.Identity(), []
+        self.encoder.output_stride = stride
+
+    def forward(self, image):
+        self.seen.append(tuple(image.shape))
+        return image
+
+
+@pytest.mark.parametrize("size", [(61, 61), (100, 37), (40, 33), (64, 96), (33, 64)])
+def test_every_pixel_of_the_answer_lies_where_it_lay_in_the_image(size):
+    "What is added for the stride leaves again at the side where it was added"
+    image, echo = torch.randn(2, 3, *size), Echo()
+    assert torch.equal(AnySize(echo).eval()(image), image)
+    (_, _, h, w), = echo.seen
+    assert h % 32 == w % 32 == 0 and 0 <= h - size[0] < 32 and 0 <= w - size[1] < 32
+
+
+def test_an_odd_image_is_answered_as_the_bare_library_answers_it_continued():
+    import numpy as np
+    import segmentation_models_pytorch as smp
+
+    ours = build_model(ModelSpec(bands=4), seed=3).eval()
+    theirs = smp.Unet("resnet18", encoder_weights=None, in_channels=4, classes=2)
+    theirs.load_state_dict(ours.network.state_dict())
+    image = torch.randn(1, 4, 61, 75)
+    continued = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, 0), (0, 3), (0, 21)), mode="edge"))
+    with torch.inference_mode():
+        assert torch.equal(ours(image), theirs.eval()(continued)[:, :, :61, :75])
+
+
 def test_the_seed_decides_and_disturbs_nothing():
     torch.manual_seed(1)
     expected = torch.rand(4)
@@ -66,6 +108,35 @@ def test_no_network_is_tried(monkeypatch):
     build_model(ModelSpec(encoder="tu-resnet18"), seed=0)
     with pytest.raises(Refused, match="nothing is downloaded"):
         build_model(ModelSpec(encoder_weights="imagenet"), seed=0)
+
+
+OFFLINE = """
+import sys, time
+from geoseg_nb.core import Refused
+from geoseg_nb.models import ModelSpec, build_model
+from geoseg_nb.spec import make
+from geoseg_nb.task import TrainSpec
+for name in ("imagenet", "ssl", "noisy-student", "weights/gone.safetensors"):
+    for ask in (lambda: build_model(ModelSpec(encoder_weights=name), seed=0), lambda: make(TrainSpec, {"encoder_weights": name})):
+        start = time.monotonic()
+        try: ask()
+        except Refused as error: print(f"{time.monotonic() - start:.3f} {error}")
+"""
+
+
+@pytest.mark.parametrize("isolated", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_weights_by_name_are_answered_at_once_where_there_is_no_network(isolated):
+    "Fault 46: the library itself tries for 25 seconds. In a namespace without interfaces, and where that is not allowed, or also, with a dead proxy"
+    shield = ["unshare", "--user", "--net"] if isolated else []
+    if isolated and (not shutil.which("unshare") or subprocess.run([*shield, "true"], capture_output=True).returncode):
+        pytest.skip("unshare -n is not allowed here; the other case closes the network by a dead proxy")
+    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    done = subprocess.run([*shield, sys.executable, "-c", OFFLINE], capture_output=True, text=True, timeout=120, env={**os.environ, **nowhere})
+    assert done.returncode == 0, done.stderr
+    told = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    assert len(told) == 7, "a path is looked for only when the network is built"
+    assert all(float(seconds) < 2 and "nothing is downloaded" in text for seconds, text in told)
+    assert sum("save_file(" in text and "weights_sha256" in text for _, text in told) == 6
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
@@ -152,3 +223,42 @@ def test_bf16_answers_in_float32_and_close_by():
     with torch.inference_mode():
         exact, brain = logits_of(network, image, "fp32"), logits_of(network, image, "bf16")
     assert brain.dtype == torch.float32 and 0 < (exact - brain).abs().mean() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_first_loss_is_the_entropy_of_the_class_shares(name):
+    counts = torch.tensor([3000, 800, 296])
+    network = set_prior(build_model(ModelSpec(architecture=name, classes=3), seed=0), counts)
+    label = torch.repeat_interleave(torch.arange(3), counts)[torch.randperm(64 * 64, generator=torch.Generator().manual_seed(0))].view(1, 64, 64)
+    logits = network(torch.randn(1, 2, 64, 64))
+    loss = F.cross_entropy(logits, label)
+    assert loss.item() == pytest.approx(entropy(counts), rel=1e-5)
+    torch.testing.assert_close(logits.softmax(1).mean((0, 2, 3)), counts / counts.sum(), rtol=1e-5, atol=1e-7)
+    loss.backward()
+    assert head_of(network).weight.grad.abs().sum() > 0, "the kernel can leave 0"
+
+
+def test_after_the_first_step_the_whole_network_learns():
+    torch.manual_seed(0)
+    network = set_prior(build_model(ModelSpec(), seed=0), [900, 100])
+    image, label = torch.randn(2, 2, 64, 64), torch.randint(2, (2, 64, 64))
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    for step in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(network(image), label).backward()
+        still = [n for n, p in network.named_parameters() if p.grad.abs().sum() == 0]
+        assert bool(still) == (step == 0)
+        optimiser.step()
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [0, 0, 0], [5, -1, 3], [float("nan"), 1, 1]])
+def test_counts_that_are_none_are_refused(counts):
+    with pytest.raises(GeosegError, match="pixel counts of 3 classes"):
+        set_prior(build_model(ModelSpec(classes=3), seed=0), counts)
+
+
+def test_a_class_that_was_never_seen_keeps_a_chance():
+    network = set_prior(build_model(ModelSpec(classes=3), seed=0), [998, 0, 1]).eval()
+    with torch.inference_mode():
+        chances = network(torch.randn(1, 2, 64, 64)).softmax(1)[0, :, 0, 0]
+    assert chances.tolist() == pytest.approx([0.998, 0.001, 0.001], rel=1e-5)

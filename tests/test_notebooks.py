@@ -2,6 +2,7 @@
 import nbformat
 import pytest
 from house import NOTEBOOKS, ROOT
+from kernels import ForkedKernelManager
 from nbclient import NotebookClient
 from refresh import QUIET, own_print, record
 
@@ -9,7 +10,7 @@ from refresh import QUIET, own_print, record
 @pytest.mark.parametrize("notebook", [*NOTEBOOKS, ROOT / "nbs" / "index.ipynb"], ids=lambda p: p.stem)
 def test_notebook_runs(notebook):
     nb = nbformat.read(notebook, 4)
-    NotebookClient(nb, timeout=300, kernel_name="python3", extra_arguments=QUIET,
+    NotebookClient(nb, timeout=300, kernel_name="python3", extra_arguments=QUIET, kernel_manager_class=ForkedKernelManager,
                    resources={"metadata": {"path": str(notebook.parent)}}).execute()
 
 

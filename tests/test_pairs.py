@@ -370,6 +370,193 @@ def test_a_source_survives_its_record():
     assert again.reader(row, ["VV"], Window(0, 0, 9, 9)).identical(source.reader(row, ["VV"], Window(0, 0, 9, 9)))
 
 
+# Fault 14: every file is held against the schema, whatever is wrong with it
+
+TWO = {"images": "images/{id}.tif", "bands": ["red", "nir"], "dtype": "uint8", "unit": ""}
+
+
+def noisy(path, seed, shape=(2, 8, 9), dtype="uint8", names=None, grid=UTM33, same=()):
+    "A file of random pixels; the bands in `same` are copies of the first"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(1, 200, shape).astype(dtype)
+    for band in same:
+        values[band] = values[0]
+    with rasterio.open(path, "w", driver="GTiff", count=shape[0], height=shape[1], width=shape[2], dtype=dtype, crs=grid.crs,
+                       transform=Affine(*grid.transform)) as target:
+        target.write(values)
+        target.descriptions = names or [None] * shape[0]
+
+
+FAULTS = {
+    "sound": ({}, ""), "sound and named": ({"names": ["red", "nir"]}, ""), "names of no meaning": ({"names": ["bands", "bands"]}, ""),
+    "one band more": ({"shape": (3, 8, 9)}, "has 3 bands"), "one band less": ({"shape": (1, 8, 9)}, "has 1 bands"),
+    "another type": ({"dtype": "int16"}, "is int16"), "another height": ({"shape": (2, 7, 9)}, "7x9"),
+    "another width": ({"shape": (2, 8, 11)}, "8x11"), "turned": ({"names": ["nir", "red"]}, "names its bands nir, red"),
+    "named twice": ({"names": ["red", "red"]}, "names its bands red, red"), "a band twice": ({"same": [1]}, "bands red and nir hold the same pixels"),
+}
+
+
+@quick
+@given(kinds=st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=6))
+def test_every_item_that_breaks_the_schema_is_named_and_no_other(kinds):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, options = Path(name), PairOptions(**TWO, masks="masks/{id}.tif")
+        for i, kind in enumerate(kinds):
+            noisy(folder / "images" / f"i{i}.tif", i, **FAULTS[kind][0])
+            write(folder / "masks" / f"i{i}.tif", 1)
+        wrong = {f"i{i}": FAULTS[kind][1] for i, kind in enumerate(kinds) if FAULTS[kind][1]}
+        if not wrong:
+            assert len(catalog(folder, options)) == len(kinds)
+            return
+        lines = said(folder, options)
+        assert len(lines) == 1 + len(wrong)
+        for line in lines[1:]:
+            assert wrong[line.split(":")[0].strip()] in line, line
+
+
+def test_one_file_under_two_names_is_found(tmp_path):
+    options = PairOptions(masks="", sensors=[{"name": "s2", "images": "{id}_{band}.tif", "bands": ["B02", "B03", "B04"], "dtype": "uint8"}])
+    for seed, band in enumerate(("B02", "B03", "B04")):
+        noisy(tmp_path / f"a_{band}.tif", seed, (1, 8, 9))
+        noisy(tmp_path / f"b_{band}.tif", 0 if band == "B04" else seed, (1, 8, 9))
+    lines = said(tmp_path, options)
+    assert len(lines) == 2 and "b: " in lines[1] and "bands B02 and B04 hold the same pixels" in lines[1]
+
+
+def test_bands_that_agree_in_the_middle_alone_are_two_bands(tmp_path):
+    options = PairOptions(**TWO, masks="")
+    noisy(tmp_path / "images" / "a.tif", 0, (2, 64, 64), same=[1], grid=Grid("EPSG:32633", UTM33.transform, 64, 64))
+    with rasterio.open(tmp_path / "images" / "a.tif", "r+") as target:
+        values = target.read()
+        values[1, 0, 0] += 1
+        target.write(values)
+    assert len(catalog(tmp_path, options)) == 1
+    for value in (0, 255):
+        write(tmp_path / "images" / "a.tif", value, bands=2)
+        assert len(catalog(tmp_path, options)) == 1, "two empty bands are no copies"
+
+
+def test_a_mask_of_several_bands_is_refused(tmp_path):
+    write_pairs(tmp_path, ["a"], [])
+    write(tmp_path / "masks" / "a.tif", 1, bands=3)
+    assert "has 3 bands; a mask is one band of codes" in said(tmp_path, SMALL)[1]
+
+
+# Several sensors and dates
+
+COARSE = Grid("EPSG:32633", (20, 0, 500000, 0, -20, 5000000), 4, 4)
+FINE = Grid("EPSG:32633", UTM33.transform, 8, 8)
+
+
+def two_sensors(**changes):
+    sensors = {"a": {"images": "a/{id}.tif", "bands": ["red"], "dtype": "uint8"},
+               "b": {"images": "b/{id}_{band}.tif", "bands": ["x", "y"], "dtype": "int16", "ratio": 2, **changes}}
+    return products.make(PairOptions, {"masks": "", "sensors": sensors})
+
+
+def test_a_scene_that_lacks_a_band_of_a_sensor_is_named(tmp_path):
+    for id in ("p", "q"):
+        write(tmp_path / "a" / f"{id}.tif", 3, FINE)
+        write(tmp_path / "b" / f"{id}_x.tif", 5, COARSE, "int16")
+    write(tmp_path / "b" / "p_y.tif", 7, COARSE, "int16")
+    write(tmp_path / "b" / "r_y.tif", 7, COARSE, "int16")
+    lines = said(tmp_path, two_sensors())
+    assert f"q: {tmp_path}/a/q.tif: a without b y: no {tmp_path}/b/q_y.tif" in "\n".join(lines)
+    assert "r: " in "\n".join(lines) and "b y without a: no" in "\n".join(lines)
+    both = catalog(tmp_path, two_sensors().replace(on_missing="skip"))
+    assert both["id"].tolist() == ["p"] and [str(s) for s in both.loc[0, ["b_x", "b_y"]]] == [f"{tmp_path}/b/p_{n}.tif" for n in "xy"]
+    data = read(both.iloc[0], two_sensors())
+    assert data["a"].shape == (1, 8, 8) and data["b"].dtype == "int16" and data["b"].values[:, 0, 0].tolist() == [5, 7]
+    assert sensors(two_sensors())[1].ratio == 2
+
+
+def test_only_the_sensors_asked_for_are_read_and_hide_pixels(tmp_path):
+    write(tmp_path / "a" / "p.tif", 3, FINE)
+    for band in "xy":
+        write(tmp_path / "b" / f"p_{band}.tif", -1, COARSE, "int16")
+    options = two_sensors(nodata=-1)
+    row = catalog(tmp_path, options).iloc[0]
+    assert not read(row, options).valid.any() and read(row, options, ["red"]).valid.all()
+    (tmp_path / "b" / "p_x.tif").unlink()
+    assert read(row, options, ["red"]).valid.all()
+    with pytest.raises(GeosegError, match="p_x.tif: no such file"):
+        read(row, options)
+
+
+def test_options_of_several_sensors_keep_their_order_through_json():
+    import json
+
+    options = products.make(PairOptions, {"masks": "", "sensors": {n: {"images": f"{n}/{{id}}.tif", "bands": [n.upper()]} for n in ("s2", "dem", "aux")}})
+    again = products.make(PairOptions, json.loads(json.dumps(options.model_dump(), sort_keys=True)))
+    assert again == options and [s.name for s in sensors(again)] == ["s2", "dem", "aux"]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"grid": "c"}, "no sensor for the grid 'c': known are a, b"), ({"resample": {"b": "bilinear"}}, "b: ratio 2 keeps its own pixels"),
+    ({"resample": {"a": "bilinear"}}, "a is the grid"), ({"bands": ["u"]}, "bands stands beside sensors"), ({"grid": "b"}, "b has ratio 2"),
+    ({"resample": {"mask": "cubic"}}, "would mix class codes")], ids=lambda v: "" if isinstance(v, str) else str(v))
+def test_options_that_contradict_each_other_are_refused(change, words):
+    with pytest.raises(Refused) as caught:
+        two_sensors().replace(**change)
+    assert words in str(caught.value)
+
+
+def test_a_lasting_mask_serves_every_date_and_a_date_without_mask_is_named(tmp_path):
+    for date in ("2020_1231", "2021_0101"):
+        write(tmp_path / "images" / f"a_{date}.tif", 9)
+    write(tmp_path / "masks" / "a.tif", 1)
+    series = SMALL.replace(images="images/{id}_{date}.tif", date_format="%Y_%m%d")
+    rows = catalog(tmp_path, series)
+    assert rows["id"].tolist() == ["a_2020_1231", "a_2021_0101"] and rows["mask"].nunique() == 1 and rows["place"].tolist() == ["a", "a"]
+    assert [t.isoformat() for t in rows["time"]] == ["2020-12-31T00:00:00+00:00", "2021-01-01T00:00:00+00:00"]
+    dated = series.replace(masks="masks/{id}_{date}.tif")
+    write(tmp_path / "masks" / "a_2021_0101.tif", 1)
+    lines = said(tmp_path, dated)
+    assert len(lines) == 2 and f"a_2020_1231: {tmp_path}/images/a_2020_1231.tif: image without mask: no {tmp_path}/masks/a_2020_1231.tif" in lines[1]
+    write(tmp_path / "images" / "a_2021_9901.tif", 9)
+    assert "date 2021_9901 is none in the form %Y_%m%d" in "\n".join(said(tmp_path, series))
+
+
+def test_a_resampled_mask_hides_what_it_does_not_cover(tmp_path):
+    write_pairs(tmp_path, ["a"], [])
+    half = Grid("EPSG:32633", (10, 0, 500020, 0, -10, 5000000), 8, 9)
+    write(tmp_path / "masks" / "a.tif", 1, half)
+    options = SMALL.replace(resample={"mask": "nearest"})
+    rows = catalog(tmp_path, options)
+    data = read(rows.iloc[0], options)
+    assert rows["resampled"].tolist() == ["mask nearest"] and not data.valid[:, :2].any() and data.valid[:, 2:].all()
+    assert (data.label[:, 2:] == 1).all()
+    write(tmp_path / "masks" / "a.tif", 1, half, nodata=255)
+    data = read(rows.iloc[0], options)
+    assert data.valid.all() and (data.label[:, :2] == 255).all()
+
+
+# Fault 47: folders as people have them
+
+@pytest.mark.parametrize("where", ["plain", "zona húmeda 地図", "linked"])
+def test_data_in_odd_folders_under_a_strict_umask_reach_the_store(tmp_path, where):
+    from geoseg_nb.tiling import TileSpec, tile
+    from geoseg_nb.tilestore import open_store
+
+    home = tmp_path / ("real" if where == "linked" else where)
+    write_pairs(home, ["a", "b"], ["a", "b"])
+    if where == "linked":
+        (tmp_path / where).symlink_to(home)
+    for path in home.rglob("*"):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    before = os.umask(0o077)
+    try:
+        source = products.Source(products.reader("pairs", SMALL), sensors(SMALL), products.make_legend({"all": [list(range(251)), "#336699"]}))
+        store = tile(TileSpec(size=8, overlap=0), catalog(tmp_path / where, SMALL), source, tmp_path / "out 1" / "ß.zarr")
+    finally:
+        os.umask(before)
+        [path.chmod(0o700) for path in home.rglob("*") if path.is_dir()]
+    assert len(open_store(store.url)) == 4 and not (store.url / "MANIFEST.json").stat().st_mode & 0o077
+    assert sorted(p.name for p in home.rglob("*.tif*")) == ["a.tif", "a.tif", "b.tif", "b.tif"], "nothing was written beside the data"
+
+
 # Real data beyond the sample
 
 def test_the_chips_as_published_pair_by_name():

@@ -111,6 +111,38 @@ def test_the_prediction_figure_names_every_colour_once():
     assert fig.axes[0].get_ylabel() == "a\nrow (px)" and all(ax.get_xlabel() == "column (px)" for ax in fig.axes[4:])
 
 
+def test_panels_of_a_crop_are_measured_in_the_scene():
+    "A pixel of the crop is found at its row and column of the scene, in all four panels"
+    mark = row("a") | {"origin": (100, 256)}
+    mark["label"] = np.zeros((40, 40), "uint8")
+    mark["label"][7, 30] = 1
+    fig = plots.plot_prediction([mark, row("b", seed=1)], FLOODS)
+    for ax in fig.axes[:4]:
+        assert ax.get_xlim() == (255.5, 295.5) and ax.get_ylim() == (139.5, 99.5)
+    drawn = fig.axes[1].images[0]
+    assert to_hex(np.array(drawn.get_cursor_data(MouseAt(fig.axes[1], 286, 107))[:3]) / 255) == FLOODS.colours[1]
+    assert fig.axes[4].get_xlim() == (-0.5, 39.5)
+    fig.canvas.draw()
+    first, second = (fig.axes[k].get_xticks() for k in (0, 4))
+    assert min(first) > 200 and max(second) < 100 and len(first) > 1 < len(second), "rows of two windows share no ticks"
+
+
+class MouseAt:
+    "Where a reader points at, in the units of the axes"
+    def __init__(self, ax, column, row): self.x, self.y = ax.transData.transform((column, row))
+
+
+def test_rows_of_one_window_share_their_column_ticks():
+    fig = plots.plot_prediction([row(n, seed=i) | {"origin": (0, 256)} for i, n in enumerate("ab")], FLOODS)
+    assert not len(fig.axes[0].get_xticks()) and len(fig.axes[4].get_xticks())
+
+
+def test_the_figure_of_maps_says_how_many_it_shows():
+    maps = [{"id": n, "classes": row()["label"]} for n in "abcdef"]
+    assert plots.plot_maps(maps, FLOODS, title="6 of 10 scenes").get_suptitle() == "6 of 10 scenes"
+    assert plots.plot_maps(maps, FLOODS).get_suptitle() == ""
+
+
 def test_errors_are_told_apart_only_for_a_class_of_interest():
     plain = plots.plot_prediction([row(classes=3)], CROPS)
     asked = plots.plot_prediction([row(classes=3)], CROPS, target=1)
@@ -168,4 +200,6 @@ def test_bars_and_axes_say_what_they_are():
     renamed = plots.plot_balance(balance().rename(columns={"part": "place"}), by="place")
     assert [t.get_text() for t in renamed.get_yticklabels()] == list(dict.fromkeys(balance()["part"]))
     ax = plots.plot_window_sizes(pd.DataFrame({"window": [128, 64], "iou": [0.25, np.nan]}), name="IoU of water")
-    assert [t.get_text() for t in ax.texts] == ["0.25"] and ax.get_ylabel() == "IoU of water (0 to 1)"
+    ax.figure.canvas.draw()
+    assert [t.get_text() for t in ax.get_yticklabels()][:2] == ["0.00", "0.20"]
+    assert [t.get_text() for t in ax.texts] == ["0.250"] and ax.get_ylabel() == "IoU of water (0 to 1)"

@@ -19,11 +19,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from geoseg_nb import predict as module
+from geoseg_nb import strips
 from geoseg_nb.checkpoint import ModelCard, load_model, save_model
-from geoseg_nb.core import Band, GeosegError, Grid, GridMismatch, Refused, Sensor, make_legend
+from geoseg_nb.core import Band, GeosegError, Grid, GridMismatch, Refused, Sensor, TooManyFailures, make_legend
+from geoseg_nb.mapfolder import copy_known, failed_maps, maps_of, read_note
 from geoseg_nb.models import ModelSpec, build_model
-from geoseg_nb.predict import PredictSpec, class_rows, predict, predict_all, predict_scene, row_prints, scene_strips, scorer
+from geoseg_nb.predict import (
+    ONE, PredictSpec, as_model, class_rows, map_folder, predict, predict_all, predict_files, predict_scene, row_prints, window_plan)
 from geoseg_nb.scenes import Scene, open_scene
+from geoseg_nb.stages import Execution, local_cluster
+from geoseg_nb.strips import scene_strips, scorer
 from geoseg_nb.windows import WindowPlan, blend_weights
 
 LEGEND = make_legend({"dry": [0, "#d8c9a0"], "water": [1, "#2b6cb0"], "ice": [2, "#9fd3e6"]})
@@ -97,6 +102,14 @@ def test_a_pointwise_model_is_pointwise_on_the_whole_scene(pointwise, height, wi
     assert np.array_equal(rows_of(model, scene_of(image), spec), whole(model, image))
 
 
+@settings(max_examples=80, deadline=None)
+@given(classes=st.integers(1, 9), kinds=st.integers(1, 5), seed=st.integers(0, 99))
+def test_the_best_class_is_numpys_also_where_scores_are_equal(classes, kinds, seed):
+    scores = np.random.default_rng(seed).integers(-1, kinds, (classes, 7, 11)).astype("float32")
+    found = strips.best_class(scores)
+    assert np.array_equal(found, scores.argmax(0)) and found.dtype == np.uint8
+
+
 @pytest.mark.parametrize("height,width,overlap,blend", [(150, 100, 32, "cosine"), (64, 64, 0, "flat"), (100, 130, 17, "linear"), (40, 200, 48, "cosine"), (30, 20, 32, "cosine")])
 def test_a_unet_equals_a_whole_image_accumulation(unet, height, width, overlap, blend):
     image = pixels(height, width, holes=0.01)
@@ -126,6 +139,19 @@ def test_strips_hold_the_scene_and_read_each_pixel_once(height, size, share):
         last = strip.until
     assert last == height and sum(w.height for w in asked) == height
     assert max(w.height for w in asked) <= max(512, size)
+
+
+def test_windows_overlap_as_the_card_says(unet):
+    "A reader of the card's page does the same by hand, and gets the same map"
+    image = pixels(150, 100, holes=0.01)
+    wary = replace(unet, card=unet.card.replace(overlap=8))
+    own, told, half = (rows_of(m, scene_of(image), s) for m, s in ((wary, FP32), (unet, FP32.replace(overlap=8)), (unet, FP32)))
+    assert np.array_equal(own, told) and not np.array_equal(own, half)
+    assert (own == accumulated(unet, image, 64, 8)).mean() > 0.9999
+    with pytest.warns(UserWarning, match="may collapse"):
+        assert window_plan(wary, FP32.replace(window=32, allow_other_window=True)) == WindowPlan(size=32, overlap=4)
+    bare = replace(unet, card=unet.card.replace(overlap=0))
+    assert window_plan(bare, FP32).overlap == 0 and window_plan(bare, FP32.replace(overlap=5)).overlap == 5
 
 
 def test_unknown_windows_never_reach_the_network(unet):
@@ -292,10 +318,105 @@ def test_scores_that_are_no_numbers_are_an_error(pointwise):
 
 
 def test_the_callers_model_stays_where_it_is(pointwise, monkeypatch):
-    monkeypatch.setattr(module, "resolve_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(strips, "resolve_device", lambda name: torch.device("meta"))
     moved = scorer(pointwise, PredictSpec(device="cuda:7", precision="fp32")).__self__
     assert moved.network.weight.device.type == "meta" and pointwise.network.weight.device.type == "cpu"
     assert scorer(pointwise, PredictSpec()).__self__.network is pointwise.network
+
+
+# items: known maps, failures, workers
+
+def test_known_maps_are_copied_byte_for_byte_and_not_predicted(pointwise, tmp_path):
+    files = [write(tmp_path / f"{n}.tif", pixels(90, 70, i), ("VV", "VH")) for i, n in enumerate("abc")]
+    known = predict_files(pointwise, files[:2], tmp_path / "evaluated", FP32)
+    spec = FP32.replace(known=[tmp_path / "evaluated", tmp_path / "nowhere"])
+    first = [p.stat().st_ino for p in known]
+    found = predict_files(pointwise, files, tmp_path / "delivered", spec)
+    assert [p.read_bytes() for p in found[:2]] == [p.read_bytes() for p in known]
+    assert not any(p.is_symlink() or p.stat().st_nlink > 1 for p in found) and [p.stat().st_ino for p in known] == first
+    alone = predict_files(pointwise, files, tmp_path / "alone", FP32)
+    assert [p.read_bytes() for p in found] == [p.read_bytes() for p in alone]
+
+
+def test_copies_cost_no_forward_pass(pointwise, tmp_path, monkeypatch):
+    image = write(tmp_path / "a.tif", pixels(90, 70), ("VV", "VH"))
+    predict_files(pointwise, [image], tmp_path / "known", FP32)
+    monkeypatch.setattr(module, "predict_scene", lambda *_: pytest.fail("predicted again"))
+    assert predict_files(pointwise, [image], tmp_path / "new", FP32.replace(known=[tmp_path / "known"]))[0].is_file()
+
+
+@pytest.mark.parametrize("change", ["model", "overlap", "blend", "precision", "image", "missing", "symlink", "unlisted"])
+def test_a_map_that_is_not_the_same_is_not_taken_over(unet, pointwise, tmp_path, change):
+    image = write(tmp_path / "a.tif", pixels(90, 70), ("VV", "VH"))
+    known = predict_files(unet, [image], tmp_path / "known", FP32)[0]
+    if change == "image": write(image, pixels(90, 70, 9), ("VV", "VH"))
+    if change in ("missing", "symlink"): os.rename(known, tmp_path / "away")
+    if change == "symlink": known.symlink_to(tmp_path / "away")
+    if change == "unlisted": (tmp_path / "known/made_by.json").unlink()
+    spec = FP32.replace(**{"overlap": {"overlap": 4}, "blend": {"blend": "flat"}, "precision": {"precision": "bf16"}}.get(change, {}))
+    model, marks = pointwise if change == "model" else unet, []
+    real = module.predict_scene
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "predict_scene", lambda *args: marks.append(1) or real(*args))
+        found = predict_files(model, [image], tmp_path / "new", spec.replace(known=[tmp_path / "known"]))
+    assert marks == [1] and found[0].is_file() and not found[0].is_symlink()
+
+
+def test_what_lies_in_memory_is_never_taken_over(pointwise, tmp_path):
+    scenes = [{"m": scene_of(pixels(90, 70, seed), GRID)} for seed in (1, 2)]
+    predict_all(pointwise, scenes[0], tmp_path / "known", FP32)
+    made = predict_all(pointwise, scenes[1], tmp_path / "new", FP32.replace(known=[tmp_path / "known"]))[0]
+    with rasterio.open(made) as f: assert np.array_equal(f.read(1), whole(pointwise, pixels(90, 70, 2)))
+
+
+def test_only_a_complete_job_has_maps_to_take_over(tmp_path):
+    (tmp_path / "43_evaluate/classes").mkdir(parents=True)
+    for status, expected in (("failed", []), ("complete", [tmp_path / "43_evaluate/classes"])):
+        (tmp_path / "43_evaluate/result.json").write_text(f'{{"status": "{status}"}}')
+        assert maps_of(tmp_path, "evaluate") == expected
+    assert copy_known(tmp_path, {}, tmp_path / "nowhere") == []
+
+
+def test_the_precision_that_was_computed_in_makes_another_map(unet, tmp_path):
+    plans = [read_note(map_folder(tmp_path / p, replace(unet, precision=p), PredictSpec())) for p in ("fp32", "bf16")]
+    assert [p["precision"] for p in plans] == ["fp32", "bf16"]
+    assert read_note(map_folder(tmp_path / "x", replace(unet, precision="bf16"), FP32))["precision"] == "fp32"
+
+
+def test_failures_are_kept_by_id_and_reason_until_the_next_call(pointwise, tmp_path):
+    good, bad = write(tmp_path / "good.tif", pixels(90, 70), ("VV", "VH")), tmp_path / "bad.tif"
+    bad.write_bytes(b"<html>404")
+    skip = lambda n: ONE.replace(on_error="skip", max_failures=n)
+    with pytest.warns(UserWarning, match="bad has no map: .*bad.tif"):
+        made = predict_files(pointwise, [bad, good], tmp_path / "maps", FP32, skip(1))
+    assert [p.name for p in made] == ["good.tif"] and list(failed_maps(tmp_path / "maps")) == ["bad"]
+    assert "bad.tif" in failed_maps(tmp_path / "maps")["bad"]
+    with pytest.raises(TooManyFailures, match="max_failures=0: bad"):
+        predict_files(pointwise, [bad, good], tmp_path / "maps", FP32, skip(0))
+    with pytest.raises(GeosegError, match="bad.tif"): predict_files(pointwise, [bad, good], tmp_path / "maps", FP32)
+    assert failed_maps(tmp_path / "maps") == {}, "what an earlier call could not map says nothing of this one"
+    write(bad, pixels(90, 70, 3), ("VV", "VH"))
+    assert len(predict_files(pointwise, [bad, good], tmp_path / "maps", FP32)) == 2 and failed_maps(tmp_path / "maps") == {}
+
+
+def test_dask_workers_write_the_same_bytes(unet, tmp_path):
+    "A real scheduler on this machine, the model named by its folder and sent as it is"
+    folder = save_model(tmp_path / "model", unet.network, unet.card.replace(weights={}))
+    files = [write(tmp_path / f"{n}.tif", pixels(90, 70, i), ("VV", "VH")) for i, n in enumerate("ab")]
+    alone = [p.read_bytes() for p in predict_files(folder, files, tmp_path / "alone", FP32)]
+    with local_cluster(Execution(backend="dask", workers=1, threads=2)) as cluster:
+        dask = ONE.replace(backend="dask", address=cluster.scheduler_address)
+        for name, model in (("folder", folder), ("object", unet)):
+            assert [p.read_bytes() for p in predict_files(model, files, tmp_path / name, FP32, dask)] == alone
+
+
+def test_a_model_is_loaded_once_and_again_when_it_changed(unet, pointwise, tmp_path):
+    folder = save_model(tmp_path / "model", unet.network, unet.card.replace(weights={}))
+    assert as_model(folder) is as_model(str(folder)) and as_model(unet) is unet
+    before = as_model(folder)
+    save_model(folder, unet.network, unet.card.replace(weights={}, overlap=3))
+    assert as_model(folder) is not before and as_model(folder).card.overlap == 3
+    with pytest.raises(Refused, match="no model in"): as_model(tmp_path / "nowhere")
 
 
 PEAK = """
@@ -318,6 +439,7 @@ PEAK = """
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_height_of_the_scene(unet, tmp_path):
     save_model(tmp_path / "m", unet.network, unet.card.replace(weights={}))
     peak = lambda height: int(subprocess.run([sys.executable, "-c", textwrap.dedent(PEAK), tmp_path, str(height)], check=True, capture_output=True,

@@ -445,3 +445,47 @@ def test_every_geotiff_at_hand_opens_or_says_why():
             said[path] = str(error)
             assert str(path) in said[path]
     assert said
+
+
+# A declared resampling
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear", "cubic", "average"])
+@pytest.mark.parametrize("dtype, nodata", [("uint8", None), ("int16", None), ("uint16", 0), ("float32", None), ("float64", -9999)])
+def test_a_declared_resampling_equals_gdals_own(tmp_path, method, dtype, nodata):
+    from rasterio.warp import Resampling, reproject
+
+    values = np.random.default_rng(1).integers(1, 250, (2, 40, 50)).astype(dtype)
+    here = Grid("EPSG:32633", (27, 0, 500100, 0, -27, 4999800), 40, 50)
+    there = Grid("EPSG:32634", (30, 0, 28000, 0, -30, 5017500), 70, 80)
+    path = write(tmp_path / "a.tif", values, here, **({} if nodata is None else {"nodata": nodata}))
+    read = read_pixels({"b": (path, 2), "a": (path, 1)}, there, None, "a", method)
+    fill = {"f": np.nan, "u": 0, "i": 0}[np.dtype(dtype).kind] if nodata is None else nodata
+    wanted, ones = np.full((2, 70, 80), fill, dtype), np.zeros((70, 80), "uint8")
+    common = dict(src_transform=Affine(*here.transform), src_crs=here.crs, dst_transform=Affine(*there.transform), dst_crs=there.crs)
+    known = {} if nodata is None and np.dtype(dtype).kind != "f" else {"src_nodata": fill, "dst_nodata": fill}
+    reproject(values[::-1], wanted, resampling=Resampling[method], **common, **known)
+    reproject(np.ones((40, 50), "uint8"), ones, resampling=Resampling.nearest, src_nodata=0, dst_nodata=0, **common)
+    assert 0.1 < read.valid.mean() < 0.9 and (read.valid != (ones > 0)).mean() < 0.03
+    both = read.valid & (ones > 0) & valid_mask(wanted, nodata)
+    assert np.abs(read.values[:, both].astype(float) - wanted[:, both]).max() <= (1 if np.dtype(dtype).kind != "f" else 1e-3)
+    part = read_pixels({"b": (path, 2)}, there, Window(13, 21, 40, 33), "a", method)
+    assert np.array_equal(part.values[0], read.values[0][13:53, 21:54], equal_nan=True) and np.array_equal(part.valid, read.valid[13:53, 21:54])
+
+
+def test_nodata_takes_no_part_in_a_resampling(tmp_path):
+    values = np.full((1, 20, 20), 100, "uint8")
+    values[0, 8:12, 8:12] = 255
+    here, there = Grid("EPSG:32633", UTM33.transform, 20, 20), Grid("EPSG:32633", (10, 0, 500005, 0, -10, 4999995), 19, 19)
+    path = write(tmp_path / "a.tif", values, here)
+    blended = read_pixels({"a": (path, 1)}, there, None, "a", "bilinear")
+    apart = read_pixels({"a": (path, 1)}, there, None, "a", "bilinear", 255)
+    assert len(np.unique(blended.values)) > 2 and set(np.unique(apart.values[0][apart.valid])) == {100} and not apart.valid.all()
+
+
+def test_without_a_declaration_nothing_moves(tmp_path):
+    shifted = Grid("EPSG:32633", (10, 0, 500001, 0, -10, 5000000), 48, 64)
+    path = write(tmp_path / "a.tif", np.ones((48, 64), "uint8"), shifted)
+    with pytest.raises(GridMismatch, match="500001"):
+        read_pixels({"a": (path, 1)}, UTM33, None, "a")
+    same = write(tmp_path / "b.tif", np.arange(48 * 64).reshape(48, 64).astype("int16"))
+    assert np.array_equal(read_pixels({"a": (same, 1)}, UTM33, None, "a", "cubic").values[0].ravel(), np.arange(48 * 64))

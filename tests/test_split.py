@@ -15,7 +15,7 @@ from geoseg_nb.catalog import located
 from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.spec import make
 from geoseg_nb.split import (
-    COLUMNS, HALVES, PARTS, Area, SplitSpec, area_mask, assign, check_split, lay_out, make_split, near_between, part_table,
+    COLUMNS, HALVES, PARTS, Area, SplitSpec, area_mask, assign, check_split, divide, lay_out, make_split, near_between, part_table,
     pixels_of, read_split, separation, split_hash, step_back, whole_scenes, write_split)
 from geoseg_nb.windows import WindowPlan, windows
 
@@ -384,3 +384,23 @@ def test_scene_and_country_disjoint_splits_of_bigearthnet(bigearthnet):
     unseen = make_split(bigearthnet, SplitSpec(rule="column", column="country", values=values,
                                                hold_out=["Portugal", "Ireland"], exclude=["Kosovo"]))
     assert (unseen["part"] == "test").sum() == 89_792 + 48_326 and (unseen["part"] == "val").sum() == 11_196 + 4_874 + 3_460
+
+
+@pytest.mark.parametrize("rule", [{"rule": "random", "fractions": {"train": 0.5, "test": 0.5}}, {}], ids=["drawn", "by position"])
+def test_test_ground_that_held_out_scenes_take_the_place_of_is_named(rule):
+    "It trains nobody, and the account says why; without `test` in the rule nothing is lost"
+    table = scenes(8)
+    ruled, split, dropped = make_split(table, SplitSpec(**rule)), *divide(table, SplitSpec(**rule, hold_out=["s000"]))
+    lost = ruled[(ruled["part"] == "test") & (ruled["scene"] != "s000")]
+    assert len(lost) and split["scene"][split["part"] == "test"].tolist() == ["s000"]
+    why = dropped.set_index("scene")["why"]
+    assert set(why[why.str.contains("held-out scenes are the only test")].index) == set(lost["scene"])
+    pixels = ((lost["row1"] - lost["row0"]) * (lost["col1"] - lost["col0"])).groupby(lost["scene"]).sum()
+    assert (dropped.set_index("scene")["pixels"][pixels.index] >= pixels).all()
+    if rule: assert divide(table, SplitSpec(rule="random", fractions={"train": 1.0}, hold_out=["s000"])).dropped.empty
+
+
+def test_a_part_has_one_colour_wherever_it_is_drawn():
+    "On the scenes and in the bar of shares"
+    from geoseg_nb import comparisons, split
+    assert split.PART_COLOURS is comparisons.PART_COLOURS and set(comparisons.PART_COLOURS) >= {"train", "val", "test"}

@@ -1,25 +1,33 @@
 "A training survives kill -9, never sees NaN, and hides nothing in the Trainer"
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from geoseg_nb import products, training
+from geoseg_nb import products, segmenter, training
 from geoseg_nb.catalog import CatalogSpec
 from geoseg_nb.checkpoint import load_model
 from geoseg_nb.core import GeosegError, Refused, make_legend
-from geoseg_nb.split import SplitSpec, make_split, write_split
+from geoseg_nb.loader import make_loader
+from geoseg_nb.resuming import IDLE, Preempted, resumable
+from geoseg_nb.spec import dumps_json, spec_hash
+from geoseg_nb.split import SplitSpec, make_split, split_hash, write_split
 from geoseg_nb.storage import sha256
-from geoseg_nb.task import TrainSpec, begin_epoch, make_optimiser, make_task, rate_factor, step_loss, validate
+from geoseg_nb.task import TrainSpec, begin_epoch, make_optimiser, make_task, rate_factor, set_rate, stalled, stalls, step_loss, validate
 from geoseg_nb.tiling import Source, TileSpec, tile
-from geoseg_nb.training import fit, resumable, train
+from geoseg_nb.training import fit, train
+from safetensors.torch import load_file
 
 torch.set_num_threads(1)
 SMALL = {"encoder": "tu-mobilenetv3_small_050", "model_options": {"decoder_channels": [32, 16, 16, 8, 8]}}
@@ -73,7 +81,7 @@ def test_kill_9_in_the_middle_of_an_epoch_changes_nothing(house, undisturbed):
     folder = root / "killed"
     command = [sys.executable, "-c", CHILD, str(store.url), str(root / "split.parquet"), str(root / "spec.json"), str(folder)]
     run_until(command, (folder / "metrics.csv").exists)
-    assert not (folder / "model").exists() and resumable(folder / "checkpoints" / "last.ckpt")
+    assert not (folder / "model").exists() and resumable(folder / "checkpoints")
     rows = len(pd.read_csv(folder / "metrics.csv"))
     assert rows < SPEC.epochs
     again = train(SPEC, store, split, folder, progress=False)
@@ -95,10 +103,9 @@ def test_dying_in_any_write_changes_nothing(house, undisturbed, monkeypatch, tmp
         whole(self, checkpoint, path, storage_options)
 
     monkeypatch.setattr(training.TensorFiles, "save_checkpoint", dying)
-    try:
+    with pytest.raises(OSError, match="killed here"):
         train(SPEC, store, split, tmp_path, progress=False)
-    except OSError:
-        monkeypatch.undo()
+    monkeypatch.undo()
     again = train(SPEC, store, split, tmp_path, progress=False)
     assert sha256(again.model_folder / "model.safetensors") == sha256(undisturbed.model_folder / "model.safetensors")
 
@@ -177,9 +184,9 @@ def test_the_rate_is_that_of_the_last_step(house, undisturbed):
 
 def test_divergence_stops_the_training_and_keeps_the_last_good_epoch(house, undisturbed, tmp_path, monkeypatch):
     _, store, split = house
-    whole, epoch = training.step_loss, []
-    monkeypatch.setattr(training, "begin_epoch", lambda task, k: epoch.append(k) or begin_epoch(task, k))
-    monkeypatch.setattr(training, "step_loss", lambda *a: whole(*a) * (float("nan") if epoch[-1] == 1 else 1))
+    whole, epoch = segmenter.step_loss, []
+    monkeypatch.setattr(segmenter, "begin_epoch", lambda task, k: epoch.append(k) or begin_epoch(task, k))
+    monkeypatch.setattr(segmenter, "step_loss", lambda *a: whole(*a) * (float("nan") if epoch[-1] == 1 else 1))
     with pytest.raises(GeosegError, match="epoch 1: the training diverged.*not finite; the last good checkpoint is checkpoints/last.ckpt of epoch 0"):
         train(SPEC, store, split, tmp_path, progress=False)
     assert not (tmp_path / "model").exists() and len(pd.read_csv(tmp_path / "metrics.csv")) == 1
@@ -191,7 +198,7 @@ def test_divergence_stops_the_training_and_keeps_the_last_good_epoch(house, undi
 def test_early_stopping_also_after_a_kill(house, tmp_path, monkeypatch):
     _, store, split = house
     told = iter([0.5, 0.6, 0.4, 0.3, 0.2, 0.1])
-    monkeypatch.setattr(training, "validate", lambda task: {"val/loss": 1.0, "val/iou": next(told), "val/f1": 0.5, "val/accuracy": 0.5})
+    monkeypatch.setattr(segmenter, "validate", lambda task: {"val/loss": 1.0, "val/iou": next(told), "val/f1": 0.5, "val/accuracy": 0.5})
     spec = SPEC.replace(epochs=6, patience=2)
     keeper = fit(make_task(spec, store, split), tmp_path, progress=False)
     assert [row["val/iou"] for row in keeper.history] == [0.5, 0.6, 0.4, 0.3]
@@ -222,9 +229,10 @@ def test_bf16_learns_what_fp32_learns(house):
     losses = {}
     for precision in ("fp32", "bf16"):
         task = make_task(SPEC.replace(precision=precision, augment="none"), store, split)
-        optimiser, _ = make_optimiser(task)
+        optimiser = make_optimiser(task)
         generator, losses[precision] = begin_epoch(task, 0), []
-        for batch in task.train:
+        for step, batch in enumerate(task.train):
+            set_rate(optimiser, task, step)
             loss = step_loss(task, batch, generator)
             optimiser.zero_grad()
             loss.backward()
@@ -286,11 +294,269 @@ def test_a_checkpoint_that_holds_code_is_refused_and_not_executed(house, tmp_pat
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_torn_checkpoint_is_passed_over(house, undisturbed, tmp_path):
+def checkpointed(house, folder, epochs=2):
+    "A training that was stopped after some epochs"
     _, store, split = house
-    fit(make_task(SPEC.replace(epochs=1), store, split), tmp_path, progress=False)
-    last = tmp_path / "checkpoints" / "last.ckpt"
+    identity = {"spec": SPEC.model_dump(exclude=set(IDLE)), "store": store.hash, "split": split_hash(split)}
+    fit(make_task(SPEC.replace(epochs=epochs), store, split), folder, progress=False, owner=spec_hash(identity))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def test_a_cut_checkpoint_costs_an_epoch_and_not_the_training(house, undisturbed, tmp_path):
+    _, store, split = house
+    last = checkpointed(house, tmp_path)
     last.write_bytes(last.read_bytes()[:-5000])
-    with pytest.warns(UserWarning, match="is torn, training from the beginning"):
+    with pytest.warns(UserWarning, match="is damaged, trying the one before"):
+        assert resumable(tmp_path / "checkpoints").name == "previous.ckpt"
+    previous = tmp_path / "checkpoints" / "previous.ckpt"
+    previous.write_bytes(previous.read_bytes()[:1000])
+    with pytest.warns(UserWarning) as told:
         again = train(SPEC, store, split, tmp_path, progress=False)
+    assert any("is damaged, training from the beginning" in str(t.message) for t in told)
     assert sha256(again.model_folder / "model.safetensors") == sha256(undisturbed.model_folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("rank", [0, 5, 40, "data.pkl"])
+def test_a_flipped_byte_in_the_weights_is_noticed(house, tmp_path, rank):
+    last = checkpointed(house, tmp_path, epochs=1)
+    with zipfile.ZipFile(last) as parts:
+        largest = sorted(parts.infolist(), key=lambda p: -p.file_size)
+        part = largest[rank] if isinstance(rank, int) else next(p for p in largest if p.filename.endswith(rank))
+    content = bytearray(last.read_bytes())
+    content[content.index(b"PK\x03\x04", part.header_offset) + 64 + len(part.filename) + part.file_size // 2] ^= 0x10
+    last.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged, training from the beginning: the checksum of .* fails"):
+        assert resumable(tmp_path / "checkpoints") is None
+
+
+def test_the_checkpoint_of_another_training_is_refused(house, undisturbed, tmp_path):
+    _, store, split = house
+    checkpointed(house, tmp_path, epochs=1)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    stolen = tmp_path / "other" / "checkpoints" / "last.ckpt"
+    stolen.parent.mkdir(parents=True)
+    stolen.write_bytes(last.read_bytes())
+    with pytest.raises(Refused, match="last.ckpt: belongs to training [0-9a-f]{12}, this is [0-9a-f]{12}; delete it"):
+        train(SPEC.replace(lr=2e-3), store, split, tmp_path / "other", progress=False)
+    whole = train(SPEC, store, split, tmp_path, progress=False)
+    assert len(whole.metrics) == 3 and whole.metrics["train/loss"].iloc[0] == pytest.approx(undisturbed.metrics["train/loss"].iloc[0])
+
+
+def test_patience_counts_validations():
+    spec = SPEC.replace(patience=2, validate_every=5)
+    rows = [{"epoch": e} | ({"val/iou": 0.5} if (e + 1) % 5 == 0 else {}) for e in range(15)]
+    assert [stalled(rows[:n], spec) for n in (5, 9, 10, 14, 15)] == [False, False, False, False, True]
+
+
+def test_a_lost_table_is_written_again(house, tmp_path):
+    _, store, split = house
+    first = train(SPEC.replace(epochs=1), store, split, tmp_path, progress=False)
+    (tmp_path / "metrics.csv").unlink()
+    again = train(SPEC.replace(epochs=1), store, split, tmp_path, progress=False)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "metrics.csv"), first.metrics)
+    pd.testing.assert_frame_equal(again.metrics, first.metrics)
+
+
+def test_the_average_is_the_exponential_one_and_is_what_is_judged_and_kept(house, tmp_path):
+    _, store, split = house
+    spec = SPEC.replace(epochs=2, ema=0.9, keep="last")
+    result = train(spec, store, split, tmp_path, progress=False)
+    task = make_task(spec.replace(ema=0.0), store, split)
+    optimiser, step, mean = make_optimiser(task), 0, None
+    for epoch in range(2):
+        generator = begin_epoch(task, epoch)
+        for batch in task.train:
+            set_rate(optimiser, task, step)
+            optimiser.zero_grad()
+            step_loss(task, batch, generator).backward()
+            torch.nn.utils.clip_grad_norm_(task.network.parameters(), spec.grad_clip)
+            optimiser.step()
+            step += 1
+            now = {k: v.detach().double().numpy().copy() for k, v in task.network.named_parameters()}
+            mean = now if mean is None else {k: 0.9 * mean[k] + 0.1 * now[k] for k in now}
+    kept = load_file(result.model_folder / "model.safetensors")
+    for name, value in mean.items():
+        np.testing.assert_allclose(kept[name].numpy(), value, rtol=2e-4, atol=2e-6)
+    assert not np.allclose(kept[name].numpy(), now[name], rtol=2e-4, atol=2e-6)
+    found = validate(replace(make_task(spec.replace(ema=0.0), store, split), network=load_model(result.model_folder, "cpu").network))
+    assert found["val/loss"] == pytest.approx(result.best["val/loss"], rel=1e-6)
+
+
+def test_an_averaged_training_resumes_to_the_same_bits(house, tmp_path, monkeypatch):
+    _, store, split = house
+    spec = SPEC.replace(epochs=2, ema=0.9)
+    whole = train(spec, store, split, tmp_path / "whole", progress=False)
+    task = make_task(spec, store, split)
+    task.train.sampler.set_epoch(0)
+    whole_epoch = training.keep_epoch
+
+    def stop(trainer, module, keeper):
+        whole_epoch(trainer, module, keeper)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "keep_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, tmp_path / "cut", progress=False)
+    monkeypatch.undo()
+    again = train(spec, store, split, tmp_path / "cut", progress=False)
+    assert sha256(again.model_folder / "model.safetensors") == sha256(whole.model_folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("mode, monitor", [("max", "val/iou"), ("min", "val/loss")])
+def test_the_plateau_is_torchs_own(mode, monitor):
+    scores = np.random.default_rng(5).random(200).cumsum() % 1 * 0.3 + 0.5
+    spec = TrainSpec(schedule="plateau", monitor=monitor, gamma=0.5, stall=2, warmup=0, epochs=200)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, mode=mode, factor=0.5, patience=2, threshold=3e-3, threshold_mode="rel", eps=0)
+    history, told = [], []
+    for score in scores:
+        history.append({monitor: float(score)})
+        oracle.step(score)
+        told.append(optimiser.param_groups[0]["lr"])
+        assert 0.5 ** stalls(history, spec) == told[-1]
+    assert len({*told}) > 5
+
+
+def test_exponential_is_torchs_own():
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    oracle = torch.optim.lr_scheduler.ExponentialLR(optimiser, gamma=0.9)
+    spec = TrainSpec(schedule="exponential", epochs=10, warmup=0)
+    for epoch in range(10):
+        assert [rate_factor(epoch * 7 + step, 70, spec) for step in range(7)] == pytest.approx([optimiser.param_groups[0]["lr"]] * 7)
+        optimiser.step()
+        oracle.step()
+
+
+def test_accumulated_batches_average_their_gradients(house, tmp_path):
+    "Three batches of an epoch: one step of the mean of two gradients, one step of the last alone"
+    _, store, split = house
+    spec = SPEC.replace(epochs=1, batch_size=4, accumulate=2)
+    task, by_hand = make_task(spec, store, split), make_task(spec, store, split)
+    assert len(task.train) == 2 * task.steps - 1 if len(task.train) % 2 else len(task.train) == 2 * task.steps
+    fit(task, tmp_path, progress=False)
+    optimiser, generator = make_optimiser(by_hand), begin_epoch(by_hand, 0)
+    batches = list(by_hand.train)
+    for step in range(by_hand.steps):
+        set_rate(optimiser, by_hand, step)
+        optimiser.zero_grad()
+        for batch in batches[2 * step:2 * step + 2]:
+            (step_loss(by_hand, batch, generator) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.network.parameters(), spec.grad_clip)
+        optimiser.step()
+    for ours, theirs in zip(task.network.state_dict().values(), by_hand.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "accumulate": 2, "loss": "dice"}])
+def test_on_notice_to_quit_a_checkpoint_is_left_and_no_bit_is_lost(house, tmp_path, number, options):
+    _, store, split = house
+    spec = SPEC.replace(epochs=2, batch_size=2, **options)
+    whole = train(spec, store, split, tmp_path / "whole", progress=False)
+    task = make_task(spec, store, split)
+    batches, spoken = iter(range(10**6)), len(task.train) + 2
+
+    class Warned(type(task.train)):
+        def __iter__(self):
+            for batch in super().__iter__():
+                if next(batches) == spoken: os.kill(os.getpid(), number)
+                yield batch
+
+    task.train.__class__ = Warned
+    with pytest.raises(Preempted, match=f"stopped by signal {number} in epoch 1 after [1-9]"):
+        fit(task, tmp_path / "cut", progress=False)
+    assert signal.getsignal(number) == signal.SIG_DFL
+    assert len(pd.read_csv(tmp_path / "cut" / "metrics.csv")) == 1
+    again = train(spec, store, split, tmp_path / "cut", progress=False)
+    pd.testing.assert_frame_equal(again.metrics.drop(columns="epoch_seconds"), whole.metrics.drop(columns="epoch_seconds"), check_exact=True)
+    assert sha256(again.model_folder / "model.safetensors") == sha256(whole.model_folder / "model.safetensors")
+
+
+def test_notice_during_validation_ends_after_the_epoch(house, tmp_path, monkeypatch):
+    _, store, split = house
+    whole = train(SPEC, store, split, tmp_path / "whole", progress=False)
+    checked = segmenter.validate
+
+    def warned(task):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return checked(task)
+
+    monkeypatch.setattr(segmenter, "validate", warned)
+    with pytest.raises(Preempted, match="after epoch 0"):
+        train(SPEC, store, split, tmp_path / "cut", progress=False)
+    monkeypatch.undo()
+    again = train(SPEC, store, split, tmp_path / "cut", progress=False)
+    assert sha256(again.model_folder / "model.safetensors") == sha256(whole.model_folder / "model.safetensors")
+
+
+def water_share(store, split):
+    "Share of water in the labelled pixels of the training tiles, counted from the pixels"
+    labels = np.concatenate([batch["label"].numpy().ravel() for batch in make_loader(store, split, "train", shuffle=False)])
+    return (labels == 1).sum() / (labels != 255).sum()
+
+
+def first_answer(task):
+    "Share of water that an untrained network sees in each pixel of a batch"
+    return task.network.eval()(next(iter(task.train))["image"]).softmax(1)[:, 1].detach().numpy()
+
+
+def test_the_first_answers_are_the_class_shares(house):
+    _, store, split = house
+    share = water_share(store, split)
+    for prior in (True, False):
+        assert np.allclose(first_answer(make_task(SPEC.replace(prior_bias=prior), store, split)), share, atol=1e-6) == prior
+
+
+def test_where_tiles_are_drawn_the_prior_is_that_of_what_is_drawn(house):
+    _, store, split = house
+    task = make_task(SPEC.replace(prior_bias=True, balance="classes"), store, split)
+    counts, pixels = store.index[["count_dry", "count_water"]].to_numpy()[task.train.dataset.rows], 0
+    for epoch in range(100):
+        task.train.sampler.set_epoch(epoch)
+        pixels += counts[list(task.train.sampler)].sum(0)
+    assert np.allclose(first_answer(task), pixels[1] / pixels.sum(), atol=0.005) and pixels[1] / pixels.sum() > 2 * water_share(store, split)
+
+
+@pytest.mark.slow
+def test_a_balanced_training_with_a_prior_loses_no_bit_on_notice(house, tmp_path):
+    _, store, split = house
+    spec = SPEC.replace(epochs=2, batch_size=2, prior_bias=True, balance="classes")
+    whole = train(spec, store, split, tmp_path / "whole", progress=False)
+    cut, batches = make_task(spec, store, split), iter(range(10**6))
+
+    class Warned(type(cut.train)):
+        def __iter__(self):
+            for batch in super().__iter__():
+                if next(batches) == len(cut.train) + 2: os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    cut.train.__class__ = Warned
+    with pytest.raises(Preempted, match="in epoch 1 after [1-9]"):
+        fit(cut, tmp_path / "cut", progress=False)
+    again = train(spec, store, split, tmp_path / "cut", progress=False)
+    assert sha256(again.model_folder / "model.safetensors") == sha256(whole.model_folder / "model.safetensors")
+
+
+def test_running_ahead_changes_no_bit_and_leaves_no_thread(house, undisturbed, tmp_path):
+    _, store, split = house
+    assert SPEC.prefetch == 2
+    alone = train(SPEC.replace(prefetch=0), store, split, tmp_path, progress=False)
+    pd.testing.assert_frame_equal(alone.metrics.drop(columns="epoch_seconds"), undisturbed.metrics.drop(columns="epoch_seconds"), check_exact=True)
+    assert sha256(alone.model_folder / "model.safetensors") == sha256(undisturbed.model_folder / "model.safetensors")
+    task = make_task(SPEC, store, split)
+    task.train.dataset.__class__ = type("Broken", (type(task.train.dataset),), {"__getitems__": lambda self, samples: 1 / 0})
+    with pytest.raises(ZeroDivisionError):
+        fit(task, tmp_path / "broken", progress=False)
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches ahead"]
+
+
+def test_a_training_of_a_release_that_knew_fewer_fields_goes_on(house, undisturbed, tmp_path):
+    _, store, split = house
+    spec = SPEC.model_dump(exclude={*IDLE, "prior_bias", "balance", "foreground", "foreground_share"})
+    identity = {"spec": spec, "store": store.hash, "split": split_hash(split)}
+    (tmp_path / "training.json").write_text(dumps_json(identity))
+    fit(make_task(SPEC.replace(epochs=2), store, split), tmp_path, progress=False, owner=spec_hash(identity))
+    before = pd.read_csv(tmp_path / "metrics.csv")
+    again = train(SPEC, store, split, tmp_path, progress=False)
+    assert len(again.metrics) == 3 and (again.metrics["epoch_seconds"][:2] == before["epoch_seconds"]).all(), "it went on, not from the beginning"

@@ -47,6 +47,37 @@ def test_pick_returns_the_value_or_names_all_it_knows(table, name):
         assert all(known in sentence for known in table)
 
 
+# ---------------------------------------------------------------- optional packages (fault 48)
+
+EXTRAS = {"lab": "ipywidgets", "s3": "obstore", "augment": "kornia", "sweep": "optuna", "track": "mlflow", "embed": "lancedb", "onnx": "onnx"}
+
+
+@pytest.mark.parametrize(("extra", "module"), EXTRAS.items())
+def test_a_missing_extra_names_module_extra_and_command(tmp_path, extra, module):
+    "In a process that cannot find the module, installed here or not; the last line is what a user sees"
+    code = ("import sys\nclass Hidden:\n    def find_spec(self, name, path=None, target=None):\n"
+            f"        if name.partition('.')[0] == {module!r}: raise ModuleNotFoundError('No module named ' + name, name=name)\n"
+            f"sys.meta_path.insert(0, Hidden())\nimport geoseg_nb.core as core\ncore.require_extra({module!r}, {extra!r})")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"geoseg_nb.core.Refused: {extra} needs {module}: pip install 'geoseg_nb[{extra}]'"), last
+
+
+def test_every_extra_of_the_settings_can_be_asked_for_and_no_other():
+    settings_ini = (Path(__file__).parents[1] / "settings.ini").read_text()
+    extras = [line.split("=")[0].strip().removeprefix("extra_") for line in settings_ini.splitlines() if line.startswith("extra_")]
+    assert set(EXTRAS) < set(extras)
+    assert all(core.require_extra("json", extra) is json for extra in extras)
+    sentence = refused(core.require_extra, "json", "tracks")
+    assert "did you mean 'track'" in sentence and all(extra in sentence for extra in extras)
+
+
+def test_an_extra_that_is_broken_says_why(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "libGL.so.1" in refused(core.require_extra, "half_installed", "track")
+
+
 # ---------------------------------------------------------------- run names and keys (fault 32)
 
 HOSTILE = ["../../x", "/abs", "-rf", "a\0b", "x" * 300, "x" * 129, "%2e%2e", "", ".", "..", ".hidden", "a/b", "a\\b", "a b", "a\n",
@@ -278,16 +309,16 @@ def test_a_second_process_is_refused_and_a_killed_first_one_lets_go(tmp_path, ho
 
 def test_the_holder_clears_only_what_is_its_own(tmp_path):
     "Rooms of others, and of a run that is being written one level below, stay"
-    own, foreign, used = (tmp_path / p for p in ("22_tile/.geoseg-tmp-00000001", "22_tile/.tmp-0a1b2c3d",
-                                                 "seed-1/37_train/.geoseg-tmp-00000002"))
-    near = [tmp_path / name for name in (".geoseg-tmp-0", ".geoseg-tmp-0a1b2c3d-old", ".geoseg-tmp-ABCDEF01", ".tmp-00000003")]
-    for folder in (own, foreign, used, *near):
+    own, aside, foreign, used = (tmp_path / p for p in ("22_tile/.geoseg-tmp-00000001", "22_tile/.geoseg-tmp-0a1b2c3d-old", "22_tile/.tmp-0a1b2c3d",
+                                                        "seed-1/37_train/.geoseg-tmp-00000002"))
+    near = [tmp_path / name for name in (".geoseg-tmp-0", ".geoseg-tmp-0a1b2c3d-new", ".geoseg-tmp-ABCDEF01", ".tmp-00000003")]
+    for folder in (own, aside, foreign, used, *near):
         folder.mkdir(parents=True)
     with storage.run_lock(tmp_path / "seed-1"):
         used.mkdir(exist_ok=True)
     used.mkdir(exist_ok=True)
     with storage.run_lock(tmp_path):
-        assert not own.exists() and foreign.exists() and used.exists() and all(folder.exists() for folder in near)
+        assert not own.exists() and not aside.exists() and foreign.exists() and used.exists() and all(folder.exists() for folder in near)
     with storage.run_lock(tmp_path / "seed-1"):
         assert not used.exists(), "whoever holds the run below clears it"
 

@@ -1,4 +1,4 @@
-"""Rates of loader and confusion matrix, in samples or pixels per CPU-second; run by hand: python tests/bench/bench_learning.py
+"""Rates of loader, training step and confusion matrix, in samples or pixels per CPU-second; run by hand: python tests/bench/bench_learning.py
 
 Each rate is the best of several rounds, the contenders take turns, and their results are compared equal."""
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import segmentation_models_pytorch as smp
 import torch
 from sklearn.metrics import confusion_matrix
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -16,6 +17,7 @@ from geoseg_nb.core import Band, Sensor, make_legend
 from geoseg_nb.layout import StoreSpec, shard_count, shard_rows
 from geoseg_nb.loader import Stats, make_loader, make_normaliser
 from geoseg_nb.metrics import confusion
+from geoseg_nb.models import ModelSpec, build_model, has_bf16, logits_of
 from geoseg_nb.tilestore import create_store, finish_store, open_store, write_shard
 
 
@@ -86,8 +88,39 @@ def loading(folder):
     return rates(contenders, n).rename("samples per CPU-second")
 
 
+def training_steps(batch=16, size=128, bands=6, classes=12):
+    "One step of U-Net with resnet18: forward, loss, backward, clipping, AdamW; the plain one is that of the library's documentation"
+    image, label = torch.randn(batch, bands, size, size), torch.randint(0, classes, (batch, size, size))
+
+    def step(network, forward, **fused):
+        optimiser = torch.optim.AdamW(network.parameters(), 1e-4, **fused)
+
+        def run():
+            optimiser.zero_grad()
+            loss = torch.nn.functional.cross_entropy(forward(network), label)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            return loss.item()
+        return run
+
+    plain = smp.Unet("resnet18", encoder_weights=None, in_channels=bands, classes=classes)
+    contenders = {"smp, fp32": step(plain, lambda network: network(image))}
+    brain = has_bf16(torch.device("cpu"))
+    print("this CPU multiplies bf16 in hardware" if brain else "this CPU has no bf16 in hardware, so precision auto takes fp32")
+    for precision in ("fp32", "bf16")[:1 + brain]:
+        ours = build_model(ModelSpec(bands=bands, classes=classes))
+        ours.network.load_state_dict(plain.state_dict())
+        ours = ours.to(memory_format=torch.channels_last)
+        contenders[f"geoseg_nb, {precision}"] = step(ours, lambda network, p=precision: logits_of(network, image, p), fused=True)
+    first = [run() for run in contenders.values()]
+    assert max(first) - min(first) < 0.02 * first[0], f"the same weights and images, other losses: {first}"
+    return rates(contenders, batch, rounds=3).rename("samples per CPU-second")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(matrices().round(1).to_string(), "\n")
+    print(training_steps().round(2).to_string(), "\n")
     with tempfile.TemporaryDirectory() as folder:
         print(loading(Path(folder)).round(0).to_string())
