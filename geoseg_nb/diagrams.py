@@ -180,14 +180,15 @@ def plot_border_errors(
     ax: Axes | None = None,  # where to draw
     what: str = "wrong pixels",  # that the error counts, such as "pixels that differ"
 ) -> Axes:                   # the axes
-    "Share of wrong pixels by distance from the border, and the mean over all as a dotted line"
+    "Share of wrong pixels by distance from the border, points in the size of their pixels, and the mean over all as a dotted line"
     ax = axes_of(ax, (3.8, 2.5))
     table = table if "name" in table else table.assign(name="error")
     for name, rows, colour in lines_of(table, "distance", "error"):
-        ax.plot(rows["distance"], rows["error"], "o-", color=colour, linewidth=1.2, markersize=3, label=name)
+        ax.plot(rows["distance"], rows["error"], color=colour, linewidth=0.8, label=name)
         if rows["pixels"].sum():
+            ax.scatter(rows["distance"], rows["error"], 30 * rows["pixels"] / rows["pixels"].max(), color=colour)
             ax.axhline(np.average(rows["error"], weights=rows["pixels"]), color=colour, linewidth=0.8, linestyle=":", label=f"{name}, mean")
     ax.set_ylim(0, None)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(axis="y", color=FAINT, linewidth=0.5)
-    return label_axes(draw_key(ax, "lower right"), "distance from the window's border (px)", f"{what} (%)")
+    return label_axes(draw_key(ax, "lower right"), "distance from the window's border (px)", f"{what} (%)", "area of a point: its pixels")
