@@ -7,7 +7,7 @@ __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED'
            'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options', 'sensors',
            'placed_below', 'read_metadata', 'with_paths', 'catalog', 'band_files', 'reference_file', 'read']
 
-# %% ../nbs/14_bigearthnet.ipynb #c5a285af
+# %% ../nbs/14_bigearthnet.ipynb #91e29fc6
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from .stages import Execution
 from .storage import is_remote, readable, resolve
 from .windows import Window
 
-# %% ../nbs/14_bigearthnet.ipynb #9261ea29
+# %% ../nbs/14_bigearthnet.ipynb #4404a9d5
 SCENE = {"s1": r"((?:[^_]+_){4}[^_]+)_", "s2": r"((?:[^_]+_){5}[^_]+)_", "reference": r"((?:[^_]+_){5}[^_]+)_"}
 
 
@@ -48,7 +48,7 @@ def patch_folders(
         raise Refused(f"{len(bad)} names of {kind} are not as BigEarthNet v2 has them, the first is {bad.iloc[0]!r}", item=str(bad.iloc[0]))
     return joined(base, "") + scenes + "/" + names
 
-# %% ../nbs/14_bigearthnet.ipynb #7631afae
+# %% ../nbs/14_bigearthnet.ipynb #d78ecfa1
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 SOUTH = dict(zip("CDEFGHJKLMNPQRSTUVWX",  # northing that each latitude band begins below, in km
                  (1100, 2000, 2800, 3700, 4600, 5500, 6400, 7300, 8200, 9100, 0, 800, 1700, 2600, 3500, 4400, 5300, 6200, 7000, 7900)))
@@ -80,7 +80,7 @@ def patch_grids(
     transforms = [[10.0, 0.0, float(a), 0.0, -10.0, float(b)] for a, b in zip(x, y)]
     return pd.DataFrame({"crs": np.char.add("EPSG:", code.astype(str)), "transform": transforms, "height": PIXELS, "width": PIXELS})
 
-# %% ../nbs/14_bigearthnet.ipynb #fe3b111a
+# %% ../nbs/14_bigearthnet.ipynb #643c5edd
 CORINE = {  # level-3 code: colour (CORINE Land Cover nomenclature)
     111: "#e6004d", 112: "#ff0000", 121: "#cc4df2", 122: "#cc0000", 123: "#e6cccc", 124: "#e6cce6", 131: "#a600cc", 132: "#a64d00", 133: "#ff4dff",
     141: "#ffa6ff", 142: "#ffe6ff", 211: "#ffffa8", 212: "#ffff00", 213: "#e6e600", 221: "#e68000", 222: "#f2a64d", 223: "#e6a600", 231: "#e6e64d",
@@ -110,7 +110,7 @@ LEGENDS = {  # name -> (class: [codes, colour]; codes without a class)
     "clc45": ({str(code): [code, colour] for code, colour in CORINE.items()} | {"unlabelled": [UNLABELLED, "#ffffff"]}, []),
     "codes_mod256": ({f"byte {byte} ({', '.join(map(str, codes))})": [codes, CORINE[codes[0]]] for byte, codes in by_byte().items()}, [])}
 
-# %% ../nbs/14_bigearthnet.ipynb #f6c0f757
+# %% ../nbs/14_bigearthnet.ipynb #72a22fd5
 BANDS = {"s1": ("VV", "VH"), "s2": ("B02", "B03", "B04", "B08"), "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"), "s2_60m": ("B01", "B09")}
 RATIOS = {"s1": 1, "s2": 1, "s2_20m": 2, "s2_60m": 6}  # pixels of 10 m that one of its own spans
 
@@ -144,7 +144,7 @@ def _sensor(name, bands):
     made = [Band(b, "dB") if name == "s1" else Band(b, "1", scale=1e-4) for b in bands]
     return Sensor(name, tuple(made), "float32" if name == "s1" else "uint16", ratio=RATIOS[name])
 
-# %% ../nbs/14_bigearthnet.ipynb #57827474
+# %% ../nbs/14_bigearthnet.ipynb #582b84dd
 COLUMNS = ("patch_id", "split", "country", "s1_name")
 
 
@@ -180,7 +180,7 @@ def with_paths(
         return metadata.assign(reference_path="", **{f"{kind}_path": joined(bases[kind], "") + old[kind] for kind in old})
     return metadata.assign(**{f"{kind}_path": patch_folders(names[kind], bases[kind], kind) if kind in bases else "" for kind in SCENE})
 
-# %% ../nbs/14_bigearthnet.ipynb #a3075795
+# %% ../nbs/14_bigearthnet.ipynb #74e43e16
 def catalog(
     root,  # folder or URL of the data set
     options: Options | None = None,
@@ -191,6 +191,7 @@ def catalog(
     table = with_paths(read_metadata(root, options), root, options)
     table["id"] = table["patch_id"] if options.version == "v2" else table["s2v1_name"]
     drawn = fraction(table, options.fraction, options.seed, "split").sort_values("id", kind="stable").reset_index(drop=True)
+    if drawn.empty: raise Refused(f"fraction {options.fraction} of {len(table)} patches is none; give more", item="fraction")
     grids = patch_grids(drawn["s1_name"])
     whole = np.tile([0, PIXELS], (len(drawn), 1))
     times = pd.to_datetime(drawn["patch_id"].str.extract(r"_(\d{8}T\d{6})_", expand=False), format="%Y%m%dT%H%M%S", utc=True)
@@ -199,7 +200,7 @@ def catalog(
     rows = drawn.drop(columns="patch_id").assign(place=scenes, time=times, labels=labels, **{name: grids[name] for name in grids})
     return gpd.GeoDataFrame(rows, geometry=footprints(outlines(grids["transform"], whole, whole), grids["crs"]), crs="EPSG:4326")
 
-# %% ../nbs/14_bigearthnet.ipynb #bc8ed445
+# %% ../nbs/14_bigearthnet.ipynb #840b9b4d
 def band_files(
     row: dict,
     bands: list[str],

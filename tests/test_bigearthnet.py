@@ -1,0 +1,154 @@
+"BigEarthNet against its official table, its real patches and the published numbers"
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geoseg_nb.bigearthnet import BANDS, CLASSES, CORINE, LEGENDS, Options, band_files, catalog, patch_folders, patch_grids, read, tile_corner
+from geoseg_nb.core import GeosegError, GridMismatch, Refused, make_legend
+from geoseg_nb.synthetic import SyntheticSpec, synthetic_table, write_synthetic
+
+DATA = Path(os.environ.get("GEOSEG_DATA", "")) / "bigearthnet_examples"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="needs $GEOSEG_DATA with bigearthnet_examples")
+TABLE = str(DATA / "metadata_v2_official.parquet")
+EXAMPLES = Options(metadata=TABLE, version="v1", s1=str(DATA / "BigEarthNet-S1-Example"), s2=str(DATA / "BigEarthNet-S2-Example"),
+                   bands=[band for bands in BANDS.values() for band in bands])
+
+
+@pytest.fixture(scope="module")
+def official():
+    return pd.read_parquet(TABLE)
+
+
+@pytest.fixture(scope="module")
+def listed():
+    return catalog("s3://bigearthnet/v2", Options(metadata=TABLE))
+
+
+@real
+def test_the_official_table_becomes_a_catalog_without_a_file_opened(listed):
+    assert len(listed) == 480_038 and listed["id"].is_unique and listed["place"].nunique() == 115
+    assert listed["split"].value_counts().to_dict() == {"train": 237_871, "validation": 122_342, "test": 119_825}
+    shared = listed.groupby("place")["split"].nunique()
+    assert (shared == 3).sum() == 100, "scenes that lie in all three official parts"
+    first = listed.set_index("id").loc["S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"]
+    assert first["s1_path"] == "s3://bigearthnet/v2/BigEarthNet-S1/S1B_IW_GRDH_1SDV_20170612T165809/S1B_IW_GRDH_1SDV_20170612T165809_33UUP_26_57"
+    scene = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
+    assert first["s2_path"] == f"s3://bigearthnet/v2/BigEarthNet-S2/{scene}/{scene}_26_57"
+    assert first["reference_path"] == f"s3://bigearthnet/v2/Reference_Maps/{scene}/{scene}_26_57"
+
+
+@real
+def test_footprints_lie_in_their_countries(listed):
+    "Boxes in degrees that hold each country, from any atlas"
+    boxes = {"Finland": (19, 59, 32, 71), "Portugal": (-10, 36, -6, 43), "Ireland": (-11, 51, -5, 56), "Austria": (9, 46, 18, 50), "Kosovo": (19, 41, 22, 44),
+             "Serbia": (18, 41, 24, 47), "Lithuania": (20, 53, 27, 57), "Belgium": (2, 49, 7, 52), "Switzerland": (5, 45, 11, 48), "Luxembourg": (5, 49, 7, 51)}
+    found = listed.geometry.bounds.groupby(listed["country"]).agg({"minx": "min", "miny": "min", "maxx": "max", "maxy": "max"})
+    for country, (west, south, east, north) in boxes.items():
+        a, b, c, d = found.loc[country]
+        assert west <= a and south <= b and c <= east and d <= north, country
+
+
+@real
+@pytest.mark.parametrize("share, counts", [(0.001, (238, 122, 120)), (0.01, (2379, 1223, 1198)), (0.03, (7136, 3670, 3595)),
+                                           (0.05, (11894, 6117, 5991)), (0.1, (23787, 12234, 11982)), (0.2, (47574, 24468, 23965))])
+def test_fractions_have_the_published_counts_and_rows(official, share, counts):
+    found = catalog("/data", Options(metadata=TABLE, fraction=share))
+    assert tuple(found["split"].value_counts()[["train", "validation", "test"]]) == counts
+    drawn = pd.concat(official[official["split"] == part].sample(frac=share, random_state=42) for part in ("train", "validation", "test"))
+    assert set(found["id"]) == set(drawn["patch_id"])
+
+
+@given(small=st.floats(0.01, 1), large=st.floats(0.01, 1), seed=st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_a_smaller_fraction_lies_inside_a_larger_one(tmp_path_factory, small, large, seed):
+    root = tmp_path_factory.getbasetemp() / "nested"
+    if not root.exists():
+        root.mkdir()
+        synthetic_table(SyntheticSpec(patches=600)).to_parquet(root / "metadata.parquet")
+    a, b = (set(catalog(root, Options(fraction=f, seed=seed))["id"]) for f in sorted((small, large)))
+    assert a <= b
+
+
+@real
+def test_the_real_patches_lie_where_their_names_say():
+    there = {path.name for path in (DATA / "BigEarthNet-S2-Example").iterdir()}
+    found = catalog("", EXAMPLES)
+    rows = found[found["id"].isin(there)]
+    assert there - set(rows["id"]) == {"S2B_MSIL2A_20180204T94161_57_38"}, "the snowy one is not in the table"
+    for row in rows.to_dict("records"):
+        pixels = read(row, EXAMPLES)
+        for band, (path, _) in band_files(row, EXAMPLES.bands).items():
+            sensor = next(name for name, bands in BANDS.items() if band in bands)
+            with rasterio.open(path) as source:
+                values = source.read(1)
+                assert list(source.transform)[2::3][:2] == row["transform"][2::3] and source.crs.to_string() == row["crs"]
+            assert np.array_equal(pixels[sensor].sel({f"{sensor}_band": band}).values, values.repeat(120 // len(values), 0).repeat(120 // len(values), 1))
+    snowy = next(path.name for path in (DATA / "BigEarthNet-S1-Example").iterdir() if path.name.endswith("57_38"))
+    with rasterio.open(DATA / "BigEarthNet-S1-Example" / snowy / f"{snowy}_VV.tif") as source: transform = list(source.transform)[:6]
+    assert patch_grids(pd.Series([snowy]))["transform"][0] == transform
+
+
+@given(zone=st.integers(1, 60), latitude=st.floats(-79, 83), east=st.floats(0.01, 5.99))
+@settings(max_examples=300, deadline=None)
+def test_squares_are_those_of_the_reference_system(zone, latitude, east):
+    mgrs = pytest.importorskip("mgrs", reason="pip install mgrs")
+    name = mgrs.MGRS().toMGRS(latitude, -186 + 6 * zone + east, MGRSPrecision=0)
+    if not re.fullmatch(r"\d+[C-X][A-Z]{2}", name): return
+    code, x, y = tile_corner(name)
+    try: _, hemisphere, corner_x, corner_y = mgrs.MGRS().MGRSToUTM(f"{name}0000000000")
+    except Exception: return  # a corner that lies in the band below
+    assert code // 100 == (326 if hemisphere == "N" else 327) and code % 100 == int(name[:-3])
+    assert (x, y) == (round(corner_x) // 60 * 60, -(-(round(corner_y) + 100_000) // 60) * 60)
+
+
+@real
+def test_class_names_are_those_of_the_table(official):
+    assert set(CLASSES) == {name for labels in official["labels"] for name in labels}
+
+
+def test_the_cast_to_a_byte_joins_pastures_and_unlabelled_and_nothing_else():
+    classes, ignored = LEGENDS["codes_mod256"]
+    assert not ignored and [codes for codes, _ in classes.values() if len(codes) > 1] == [[231, 999]]
+    legend, codes = make_legend(classes), np.array([*CORINE, 999])
+    index = legend.encode(codes)
+    bytes_ = np.array([int(name.split()[1]) for name in legend.names])
+    assert np.array_equal(bytes_[index], codes.astype("uint8")), "what the first system trained on, byte for byte"
+
+
+def test_an_unknown_code_names_the_patch():
+    with pytest.raises(GeosegError, match="P_1: codes 7 "): make_legend(*LEGENDS["ben19"]).encode(np.array([[7, 211]]), "P_1")
+
+
+@pytest.mark.parametrize("name, kind", [("S2A_x", "s2"), ("", "s1"), ("S1B_IW_GRDH_1SDV", "s1")])
+def test_names_of_another_form_are_refused(name, kind):
+    with pytest.raises(Refused, match="1 names of"): patch_folders(pd.Series([name]), "/data", kind)
+
+
+def test_a_patch_in_another_place_than_its_name_is_refused_when_it_is_read(tmp_path):
+    write_synthetic(tmp_path, SyntheticSpec(patches=2))
+    row = catalog(tmp_path).iloc[0].copy()
+    row["transform"] = [10.0, 0.0, row["transform"][2] + 1200, 0.0, -10.0, row["transform"][5]]
+    with pytest.raises(GridMismatch, match=row["id"]): read(row)
+
+
+def test_the_generator_writes_the_documented_structure_and_the_same_bytes_again(tmp_path):
+    spec = SyntheticSpec(patches=6, bands=EXAMPLES.bands)
+    made = write_synthetic(tmp_path / "a", spec)
+    write_synthetic(tmp_path / "b", spec)
+    files = {path.relative_to(tmp_path / "a"): path.read_bytes() for path in (tmp_path / "a").rglob("*.tif")}
+    assert len(files) == made["files"] == 6 * 15 and made["bytes"] == sum(map(len, files.values()))
+    assert all((tmp_path / "b" / path).read_bytes() == data for path, data in files.items())
+    for path in files:
+        with rasterio.open(tmp_path / "a" / path) as source:
+            assert source.shape == {10: (120, 120), 20: (60, 60), 60: (20, 20)}[round(source.res[0])] and source.compression.name == "deflate"
+            assert source.dtypes[0] == ("float32" if "1SDV" in path.name else "uint16") and source.block_shapes[0][1] == source.width
+    rows = catalog(tmp_path / "a", Options(bands=spec.bands))
+    codes = np.concatenate([read(row, Options(bands=["VV"])).label.values.ravel() for _, row in rows.iterrows()])
+    assert {999, 332, 231} <= set(codes.tolist()) <= {*CORINE, 999}

@@ -1,0 +1,87 @@
+"Plain TIFFs from their bytes: equal to GDAL in every value, or left to it"
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.io import MemoryFile
+
+from geoseg_nb.tiff import AGREED, PlainReader, decode
+
+TYPES = ["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
+PLACED = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 404400, 0, -10, 5342400)}
+
+
+def written(values, **options):
+    "A GeoTIFF of [band, row, column] as GDAL writes it"
+    with MemoryFile() as file:
+        with file.open(**{"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype, **PLACED,
+                          **options}) as target: target.write(values)
+        return file.read()
+
+
+def by_rasterio(data):
+    with MemoryFile(data) as file, file.open() as source: return source.read(), tuple(source.transform)[:6]
+
+
+@given(dtype=st.sampled_from(TYPES), bands=st.integers(1, 3), height=st.integers(1, 70), width=st.integers(1, 70), seed=st.integers(0, 99),
+       compress=st.sampled_from(["none", "deflate", "lzw", "zstd"]), predictor=st.sampled_from([1, 2, 3]), tiled=st.booleans(),
+       interleave=st.sampled_from(["band", "pixel"]), rows=st.integers(1, 80), endianness=st.sampled_from(["LITTLE", "BIG"]))
+@settings(max_examples=300, deadline=None)
+def test_what_is_plain_is_equal_to_gdal(dtype, bands, height, width, seed, compress, predictor, tiled, interleave, rows, endianness):
+    kind, random = np.dtype(dtype).kind, np.random.default_rng(seed)
+    values = random.normal(0, 100, (bands, height, width)).astype(dtype) if kind != "u" else random.integers(0, 250, (bands, height, width)).astype(dtype)
+    predictor = 1 if compress == "none" or kind != "f" and predictor == 3 else predictor
+    packing = {"tiled": True, "blockxsize": 32, "blockysize": 16} if tiled else {"blockysize": rows}
+    data = written(values, compress=compress, predictor=predictor, interleave=interleave, endianness=endianness, **packing)
+    found = decode(data)
+    plain = compress in ("none", "deflate") and not (kind == "f" and predictor > 1)
+    assert (found is not None) == plain
+    if plain:
+        expected, transform = by_rasterio(data)
+        assert np.array_equal(found.values, expected) and found.values.dtype == expected.dtype and found.transform == transform
+
+
+ODD = {"nbits": {"nbits": 12}, "white is zero": {"photometric": "MINISWHITE"}, "alpha": {"alpha": "YES"}, "bigtiff": {"bigtiff": "YES"},
+       "holes": {"sparse_ok": True}, "pixel is point": {}, "overviews": {}, "no place": {"crs": None, "transform": None}}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_not_plain_is_left_to_gdal(odd, tmp_path):
+    values = np.zeros((2 if odd == "alpha" else 1, 64, 64), "uint16")
+    (tmp_path / "a.tif").write_bytes(written(values, **ODD[odd]))
+    with rasterio.open(tmp_path / "a.tif", "r+") as target:
+        if odd == "pixel is point": target.update_tags(AREA_OR_POINT="Point")
+        if odd == "overviews": target.build_overviews([2])
+    assert decode((tmp_path / "a.tif").read_bytes()) is None
+
+
+@given(at=st.integers(0, 2000), byte=st.integers(0, 255), cut=st.one_of(st.none(), st.integers(0, 2000)))
+@settings(max_examples=400, deadline=None)
+def test_damaged_bytes_raise_nothing(at, byte, cut):
+    data = bytearray(written(np.arange(24 * 24, dtype="uint16").reshape(1, 24, 24), compress="deflate"))
+    data[at % len(data)] = byte
+    found = decode(bytes(data[:cut]))
+    assert found is None or found.values.ndim == 3
+
+
+def test_a_kind_is_trusted_once_gdal_has_agreed_and_never_where_it_did_not(monkeypatch):
+    first, second = (written(np.full((1, 20, 20), v, "uint16"), compress="deflate") for v in (7, 9))
+    reader = PlainReader()
+    for _ in range(AGREED + 2): assert (reader(first)[0].values == 7).all()
+    assert reader.counts == {"plain": AGREED + 2, "compared": AGREED, "not plain": 0, "differs": 0}
+    assert reader(second)[1].crs == "EPSG:32633" and reader.counts["compared"] == AGREED
+    wrong = PlainReader()
+    monkeypatch.setattr("geoseg_nb.tiff.by_gdal", lambda data: (np.zeros((1, 20, 20), "uint16"), (10.0, 0.0, 404400.0, 0.0, -10.0, 5342400.0), None))
+    assert [wrong(first) for _ in range(5)] == [None] * 5 and wrong.counts["compared"] == 1 and wrong.counts["differs"] == 4
+
+
+def test_each_zone_is_asked_of_gdal():
+    reader, values = PlainReader(), np.zeros((1, 8, 8), "uint16") + 3
+    zones = [reader(written(values, crs=f"EPSG:326{zone}"))[1].crs for zone in (29, 33, 35) for _ in range(AGREED + 1)]
+    assert zones == [f"EPSG:326{zone}" for zone in (29, 33, 35) for _ in range(AGREED + 1)] and reader.counts["compared"] == 3 * AGREED
+
+
+def test_nodata_comes_along():
+    data = written(np.zeros((1, 8, 8), "int16") + 3, nodata=-1)
+    assert PlainReader()(data)[1].nodata == -1
