@@ -1091,6 +1091,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'geoseg_nb.ranks._watched': ('ranks.html#_watched', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.gathered': ('ranks.html#gathered', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.join': ('ranks.html#join', 'geoseg_nb/ranks.py'),
+                                 'geoseg_nb.ranks.leave': ('ranks.html#leave', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.meeting_device': ('ranks.html#meeting_device', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.place': ('ranks.html#place', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.require_ranks': ('ranks.html#require_ranks', 'geoseg_nb/ranks.py'),

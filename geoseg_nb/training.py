@@ -24,14 +24,13 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from . import __version__
 from .checkpoint import ModelCard, save_model
 from .core import GeosegError, Refused
 from .models import drawing, spare_core
-from .ranks import gathered, join, place, require_ranks, summed, torchrun
+from .ranks import gathered, join, leave, place, require_ranks, summed, torchrun
 from .resuming import (
     BEST, IDENTITY, IDLE, LAST, NOTHING, RECORD, Cost, Preempted, TensorFiles,
     claim, clock, heed, heeding, resumable, spent, step_aside, torn)
@@ -357,7 +356,7 @@ def main(
             write_atomic(Path(job.folder) / STOPPED, "")
             return 75
         finally:
-            dist.destroy_process_group()
+            leave()
 
 
 if __name__ == "__main__" and "__file__" in globals():
