@@ -8,7 +8,6 @@ __all__ = ['TAR_KINDS', 'ARCHIVES', 'Entry', 'Limits', 'bad_name', 'judge', 'zip
 
 # %% ../nbs/02b_archives.ipynb #d7b66621
 import os
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from .core import GeosegError, Refused, pick
-from .storage import atomic_file, resolve
+from .storage import atomic_file, free_bytes, resolve
 
 # %% ../nbs/02b_archives.ipynb #032ec1db
 class Entry(NamedTuple):
@@ -59,8 +58,7 @@ def judge(
     "The first reason to refuse an archive"
     for entry in entries:
         problem = bad_name(entry.name) or ("" if entry.kind in ("file", "folder") else f"is a {entry.kind}")
-        if problem:
-            return f"entry {entry.name!r} {problem}"
+        if problem: return f"entry {entry.name!r} {problem}"
     size, names = sum(e.size for e in entries), Counter(PurePosixPath(e.name).as_posix() for e in entries if e.kind == "file")
     twice = [name for name, times in names.items() if times > 1]
     bounds = {"entries": (len(entries), limits.count), "bytes unpacked": (size, limits.size),
@@ -77,12 +75,9 @@ def zip_entries(path: Path, limits: Limits) -> list[Entry]:
 
 def _zip_kind(info) -> str:
     mode = stat.S_IFMT(info.external_attr >> 16)
-    if info.flag_bits & 1:
-        return "locked file (a password is needed)"
-    if mode == stat.S_IFLNK:
-        return "symbolic link"
-    if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "device"
+    if info.flag_bits & 1: return "locked file (a password is needed)"
+    if mode == stat.S_IFLNK: return "symbolic link"
+    if mode not in (0, stat.S_IFREG, stat.S_IFDIR): return "device"
     return "folder" if info.is_dir() else "file"
 
 # %% ../nbs/02b_archives.ipynb #82bbaa5a
@@ -106,8 +101,7 @@ def tar_entries(path: Path, limits: Limits) -> list[Entry]:
 def _drain(stream, name):
     "Reads to the end of a compressed stream, where its checksum is compared"
     for _ in range(64):
-        if not stream.read(1 << 20):
-            return
+        if not stream.read(1 << 20): return
     raise GeosegError(f"{name} goes on after its end", item=name)
 
 # %% ../nbs/02b_archives.ipynb #3b4b6bfb
@@ -146,8 +140,7 @@ def _readable(path):
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, GeosegError):
-            raise
+        if isinstance(error, GeosegError): raise
         raise GeosegError(f"{path.name} cannot be unpacked: {error}", item=path.name) from None
 
 
@@ -156,16 +149,15 @@ def unpack(
     folder,  # must not exist yet
     limits: Limits = Limits(),  # noqa: B008
 ) -> Path:  # the folder
-    "Unpacks an archive into a new folder, whole or not at all"
+    "Unpacks an archive into a new folder, whole or not at all; a folder that is there, and a hostile archive, are refused"
     path, folder = resolve(archive), resolve(folder)
     entries_of, write = pick(ARCHIVES, path.suffix.lower(), "archive type")
     if folder.exists():
         raise Refused(f"{folder} exists; unpack {path.name} to a new folder", item=str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _readable(path):
-        problem = judge(entries_of(path, limits), path.stat().st_size, limits, shutil.disk_usage(folder.parent).free)
-        if problem:
-            raise Refused(f"{path.name} is refused: {problem}", item=path.name)
+        problem = judge(entries_of(path, limits), path.stat().st_size, limits, free_bytes(folder.parent))
+        if problem: raise Refused(f"{path.name} is refused: {problem}", item=path.name)
         with atomic_file(folder) as room:
             room.mkdir()
             write(path, room)

@@ -46,7 +46,7 @@ class Area(NamedTuple):
 def shares_of(
     areas: dict,  # part -> {"rows": [0, 1], "cols": [0, 0.5]}; rows or cols left out: all of them
 ) -> list[tuple]:  # (part, row0, row1, col0, col1) as shares of the scene
-    "The areas of a rule, one by one, in the order of the parts"
+    "The areas of a rule, one by one, in the order of the parts; one that is no share of a scene is refused"
     found = []
     for part in (part for part in PARTS if part in areas):
         edges = {"rows": [0, 1], "cols": [0, 1]} | dict(areas[part])
@@ -69,14 +69,14 @@ def known_parts(value: dict) -> dict:
 
 
 def one_whole(value: dict) -> dict:
-    "Fractions that sum to 1"
+    "Fractions that sum to 1, else Refused"
     if min(value.values(), default=0) < 0 or abs(sum(value.values()) - 1) > 1e-6:
         raise Refused(f"fractions {value} sum to {sum(value.values()):g}; they are shares of one whole")
     return value
 
 
 def disjoint(value: dict) -> dict:
-    "Areas of which no two of different parts overlap"
+    "Areas of which no two of different parts overlap, else Refused"
     areas = [Area(*area) for area in shares_of(value)]
     for i, a in enumerate(areas):
         for b in areas[i + 1:]:
@@ -92,8 +92,7 @@ def pixels_of(area: Area) -> int:
 
 def step_back(area: Area, other: Area, buffer: int) -> Area:
     "The largest straight cut of an area that keeps `buffer` pixels from the other; 0 pixels where none does"
-    if separation(area, other) >= buffer:
-        return area
+    if separation(area, other) >= buffer: return area
     above = area._replace(row1=min(area.row1, other.row0 - buffer))
     below = area._replace(row0=max(area.row0, other.row1 + buffer))
     left = area._replace(col1=min(area.col1, other.col0 - buffer))
@@ -107,7 +106,7 @@ def lay_out(
     areas: dict,  # part -> shares of the scene, as in SplitSpec
     buffer: int = 0,  # pixels
 ) -> list[Area]:
-    "The areas of one scene in pixels, the later parts first; each keeps its distance from all before it"
+    "The areas of one scene in pixels, the later parts first; each keeps its distance from all before it; an error where one is left nothing"
     kept = []
     for part, *edges in reversed(shares_of(areas)):
         row0, row1, col0, col1 = (round(e * n) for e, n in zip(edges, (height, height, width, width)))

@@ -38,7 +38,7 @@ def d4(
     label: Tensor,         # int64 [n, edge, edge]
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:
-    "Image and label moved together by a random symmetry of the square per sample"
+    "Image and label moved together by a random symmetry of the square per sample; tiles that are not square are an error"
     height, width = image.shape[-2:]
     if height != width:
         raise GeosegError(f"tiles are {height} x {width} and a quarter turn needs square ones; pass augment='none'")

@@ -28,10 +28,10 @@ RULE = re.compile(r"\s*(?P<name>[^:]+?)\s*:\s*(?P<band>[^\s<>=]+)\s*"
 
 
 def threshold_rule(
-    text: str, # "water: VH < -23"
-    legend: Legend, # of two classes
-) -> Callable[[xr.Dataset], np.ndarray]: # Dataset of a product -> uint8 [rows, columns]
-    "One class on one side of a number, the other class elsewhere"
+    text: str,  # "water: VH < -23"
+    legend: Legend,  # of two classes
+) -> Callable[[xr.Dataset], np.ndarray]:  # Dataset of a product -> uint8 [rows, columns]
+    "One class on one side of a number, the other class elsewhere; a text that is no rule and a legend of more than two classes are refused"
     found = RULE.fullmatch(text)
     if not found:
         form = "'majority' or '<class>: <band> < <number>', as in 'water: VH < -23'"
@@ -50,23 +50,23 @@ def threshold_map(band, side, number, inside, dataset):
 
 # %% ../nbs/42f_baseline.ipynb #1e181b33
 def bands_read(
-    bands: list[str], # of the model
-    baseline: str, # "majority" or a threshold
-) -> list[str]: # the same, and the one that the threshold reads
+    bands: list[str],  # of the model
+    baseline: str,  # "majority" or a threshold
+) -> list[str]:  # the same, and the one that the threshold reads
     "The bands that an evaluation needs; others neither cost reading nor hide pixels"
     found = RULE.fullmatch(baseline)
     return list(dict.fromkeys([*bands, *([found["band"]] if found else [])]))
 
 # %% ../nbs/42f_baseline.ipynb #771f7a0e
 def majority(
-    catalog, # one row a scene
+    catalog,  # one row a scene
     split: pd.DataFrame,
     reader: Callable,
     legend: Legend,
-    part: str, # whose labels are counted where nothing was trained on
+    part: str,  # whose labels are counted where nothing was trained on
     execution: Execution = ONE,
-) -> int: # class index
-    "The most frequent class of the training areas; of the scored areas where the split trains on none"
+) -> int:  # class index
+    "The most frequent class of the training areas; of the scored areas where the split trains on none; an error where nothing is labelled"
     part = "train" if (split["part"] == "train").any() else part
     items = [(row, areas_of(row, split)) for row in rows_of(catalog, split, part)]
     found = run_items(partial(label_counts, part, reader, legend), items, execution, key=lambda item: item[0]["id"])
@@ -79,12 +79,11 @@ def majority(
 
 
 def baseline_of(
-    text: str, # "majority" or a threshold
+    text: str,  # "majority" or a threshold
     legend: Legend,
-    most: Callable[[], int], # gives the most frequent class
-) -> Callable[[xr.Dataset], np.ndarray]: # Dataset of a product -> uint8 [rows, columns]
+    most: Callable[[], int],  # gives the most frequent class
+) -> Callable[[xr.Dataset], np.ndarray]:  # Dataset of a product -> uint8 [rows, columns]
     "The map of the baseline"
-    if text != "majority":
-        return threshold_rule(text, legend)
+    if text != "majority": return threshold_rule(text, legend)
     index = most()
     return lambda dataset: np.full((dataset.sizes["y"], dataset.sizes["x"]), index, "uint8")

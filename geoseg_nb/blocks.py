@@ -25,7 +25,7 @@ from .storage import resolve
 def pixel_metres(
     catalog,  # crs, transform, height, width
 ) -> np.ndarray:  # [n, 2] width and height of a pixel in metres
-    "How much ground a pixel covers, at the centre of each scene"
+    "How much ground a pixel covers, at the centre of each scene; a catalog without CRS, transform or size is refused"
     lacks = [name for name in ("crs", "transform", "height", "width") if name not in catalog]
     if lacks:
         raise Refused(f"the catalog has no {', '.join(lacks)}: ground is measured by them; run the catalog job", item=lacks[0])
@@ -122,8 +122,7 @@ def kept_apart(
     "Leaves out the areas that come too near to a part that outranks theirs: training first, then validation"
     numbered = split.reset_index(drop=True).assign(area=range(len(split)))
     pairs = [near_between(numbered, catalog, spec.buffer)]
-    if spec.distance:
-        pairs.append(near_on_ground(numbered, catalog, spec.distance))
+    if spec.distance: pairs.append(near_on_ground(numbered, catalog, spec.distance))
     both = pd.concat(pairs)[["area_a", "area_b"]].to_numpy(dtype=int)
     low, high = np.concatenate([both, both[:, ::-1]]).T
     rank, keep = numbered["part"].map(PARTS.index).to_numpy(), np.ones(len(numbered), dtype=bool)
@@ -137,11 +136,10 @@ def kept_apart(
 
 # %% ../nbs/10c_blocks.ipynb #bd5452c5
 def block_metres(catalog, spec: SplitSpec) -> float:
-    "The side of a block in metres"
+    "The side of a block in metres; none, or one in pixels of several sizes, is refused"
     if not spec.block:
         raise Refused("rule 'blocks' needs the side of a block: block: 10000, in metres or with unit: px", item="block")
-    if spec.unit == "m":
-        return spec.block
+    if spec.unit == "m": return spec.block
     heights = pixel_metres(catalog)[:, 1]
     if heights.max() > 1.05 * heights.min():
         raise Refused(f"blocks of {spec.block:g} px where pixels are {heights.min():.3g} m to {heights.max():.3g} m high; "
@@ -165,7 +163,7 @@ def by_block(
 
 # %% ../nbs/10c_blocks.ipynb #7fb1f6a8
 def read_regions(spec: SplitSpec) -> gpd.GeoDataFrame:  # part, name, geometry in EPSG:4326
-    "The polygons that a spec gives to parts"
+    "The polygons that a spec gives to parts; a file without a CRS or without polygons is refused"
     try:
         found = gpd.read_file(resolve(spec.regions))
     except (DataSourceError, OSError) as error:
@@ -180,7 +178,7 @@ def read_regions(spec: SplitSpec) -> gpd.GeoDataFrame:  # part, name, geometry i
 
 
 def named_values(known: pd.Series, spec: SplitSpec) -> dict:  # value -> part
-    "The values of a spec by value; each has to be known, and belongs to one part"
+    "The values of a spec by value; none, one that is unknown, and one given to two parts are refused"
     named = [(str(value), part) for part, values in spec.values.items() for value in values]
     if not named:
         raise Refused("rule 'region' needs values: part -> names of regions, such as values: {test: [Styria]}", item="values")

@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'HEADER', 'CHECKS', 'FATAL', 'CatalogSpec', 'read_last_blocks', 'gdal_log', 'crs_name', 'georeference',
            'header', 'plain_reason', 'File', 'probe', 'outlines', 'split_at_antimeridian', 'footprints', 'listed_files',
            'located', 'scan', 'refuse', 'duplicate_ids', 'shared_files', 'missing_files', 'empty_files', 'mixed',
-           'check', 'require_sound', 'spread', 'describe', 'strips', 'measure_scene', 'measure', 'fraction',
-           'write_catalog', 'read_table', 'read_catalog']
+           'check', 'require_sound', 'spread', 'describe', 'measure_scene', 'measure', 'fraction', 'write_catalog',
+           'read_table', 'read_catalog']
 
 # %% ../nbs/10_catalog.ipynb #5d6f5d8c
 import logging
@@ -31,7 +31,7 @@ from .core import GeosegError, Refused
 from .spec import Spec
 from .stages import Execution, failures, run_items
 from .storage import absolute, local_only, readable, written_file
-from .windows import Window
+from .windows import row_windows
 
 # %% ../nbs/10_catalog.ipynb #187eeb6c
 COLUMNS = ("id", "image", "mask", "place", "time", "crs", "transform", "height", "width", "geometry")
@@ -81,7 +81,7 @@ def crs_name(
 
 
 def georeference(source) -> dict:
-    "CRS and transform of an open file; a file without them is no place on Earth"
+    "CRS and transform of an open file; a file without them is no place on Earth, and an error"
     if source.crs is None:
         raise GeosegError("no CRS: georeference the file first (gdal_translate -a_srs)")
     if source.transform.is_identity:
@@ -92,15 +92,14 @@ def georeference(source) -> dict:
 def header(
     path: str,
 ) -> dict:  # the columns of HEADER
-    "What a file says about itself, once it is proved to be whole"
+    "What a file says about itself, once it is proved to be whole; a file that is cut off is an error"
     with gdal_log() as heard, rasterio.open(path) as source:
         read_last_blocks(source)
         size = {"height": source.height, "width": source.width, "bands": source.count}
         dtype, nodata = ",".join(dict.fromkeys(source.dtypes)), np.nan if source.nodata is None else source.nodata
         found = georeference(source) | size | {"dtype": dtype, "nodata": nodata}
     lost = [line for line in heard if "IO error" in line]
-    if lost:
-        raise GeosegError(f"cut off: {lost[0].split(': ', 1)[-1]}")
+    if lost: raise GeosegError(f"cut off: {lost[0].split(': ', 1)[-1]}")
     return found
 
 # %% ../nbs/10_catalog.ipynb #7456867a
@@ -110,10 +109,8 @@ def plain_reason(
     "Why a path can hold no raster, as far as that shows without opening it as one"
     if not path: return "no path given"
     if not os.path.exists(path): return "no such file"
-    if os.path.isdir(path):
-        return "a folder, not a file"
-    if not os.path.getsize(path):
-        return "empty file (0 bytes)"
+    if os.path.isdir(path): return "a folder, not a file"
+    if not os.path.getsize(path): return "empty file (0 bytes)"
     with open(path, "rb") as file:
         start = file.read(64).lstrip().lower()
     return "a web page, not a raster" if start.startswith((b"<!doctype html", b"<html")) else ""
@@ -254,8 +251,7 @@ def empty_files(catalog, files) -> list[tuple]:
 # %% ../nbs/10_catalog.ipynb #931536e5
 def mixed(catalog, files, column: str) -> list[tuple]:
     "Rows that differ in one column from what most rows have; each value is named once, with its first id"
-    if column not in catalog or catalog[column].nunique() < 2:
-        return []
+    if column not in catalog or catalog[column].nunique() < 2: return []
     counts = catalog[column].value_counts()
     most = f"{counts.index[0]} in {counts.iloc[0]}"
     first = catalog.drop_duplicates(column).set_index(column)["id"]
@@ -297,8 +293,7 @@ def require_sound(
 def spread(values: pd.Series, shown: int = 3) -> str:
     "The commonest values with their counts"
     counts = values.astype(str).value_counts()
-    if len(counts) == 1:
-        return counts.index[0]
+    if len(counts) == 1: return counts.index[0]
     more = [f"and {len(counts) - shown} more"] if len(counts) > shown else []
     return ", ".join([f"{value} ({n})" for value, n in counts.head(shown).items()] + more)
 
@@ -317,15 +312,6 @@ def describe(catalog) -> pd.DataFrame:
     }
     return pd.DataFrame([(fact, value) for fact, value in facts.items() if value], columns=["fact", "value"])
 
-# %% ../nbs/10_catalog.ipynb #ba9d0c3d
-def strips(
-    height: int,
-    width: int,
-    rows: int = 512,  # a 10,980 px wide strip of 12 uint16 bands is 512 * 10,980 * 12 * 2 bytes = 135 MB
-) -> list[Window]:
-    "Full-width windows from top to bottom"
-    return [Window(row, 0, min(rows, height - row), width) for row in range(0, height, rows)]
-
 # %% ../nbs/10_catalog.ipynb #6bc0887f
 def measure_scene(
     read,  # callable(row, window=) -> Dataset with valid and perhaps label
@@ -334,7 +320,7 @@ def measure_scene(
 ) -> dict:
     "Valid fraction and pixels of each class of one scene"
     valid, counts = 0, np.zeros(256, dtype=np.int64)
-    for window in strips(row["height"], row["width"]):
+    for window in row_windows(row["height"], row["width"]):
         data = read(row, window=window)
         seen = data["valid"].to_numpy()
         valid += int(seen.sum())
@@ -368,7 +354,7 @@ def fraction(
     seed: int = 42,
     by: str | None = None,  # column whose values each give this share, such as the official split
 ):  # the drawn rows, in the order of the draw
-    "A reproducible share of the rows; a smaller share of the same seed lies inside a larger one"
+    "A reproducible share of the rows, within any larger one of the same seed; no share and an unknown column are refused"
     if not 0 < fraction <= 1:
         raise Refused(f"fraction is {fraction}, not above 0 and at most 1; give 0.1 for 10 %", item="fraction")
     if by is not None and by not in catalog:

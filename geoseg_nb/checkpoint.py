@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LARGEST', 'PAGE', 'ModelCard', 'channels', 'TrainingArea', 'WeightsFile', 'Contents', 'numbers_fault', 'card_fault',
            'checked_card', 'markdown_table', 'write_card', 'wild_tensor', 'write_weights', 'read_record',
-           'refuse_foreign', 'without_paths', 'save_model', 'read_card', 'read_weights', 'Model', 'predict_scores',
-           'weights_fault', 'described_network', 'load_model']
+           'refuse_foreign', 'without_paths', 'save_model', 'read_card', 'read_weights', 'Model', 'require_image',
+           'predict_scores', 'weights_fault', 'described_network', 'load_model']
 
 # %% ../nbs/35_checkpoint.ipynb #4b794fe9
 import os
@@ -213,7 +213,7 @@ def write_weights(
     path: Path,          # .safetensors
     network: nn.Module,
 ) -> dict:               # file, bytes, sha256
-    "The network's state as safetensors, and what to check when it is read"
+    "The network's state as safetensors, and what to check when it is read; a weight that is not finite is an error"
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     if wild_tensor(state): raise GeosegError(f"{path}: {wild_tensor(state)} is not finite; the training diverged, lower its learning rate")
     with atomic_file(path) as temporary:
@@ -224,7 +224,7 @@ def write_weights(
 def read_record(
     path: Path,  # a model.json
 ) -> ModelCard:
-    "The card that a file holds, not yet checked against itself"
+    "The card that a file holds, not yet checked against itself; Refused where it holds none"
     try:
         values = loads_json(path.read_bytes())
         check_tree(values)
@@ -276,8 +276,7 @@ def save_model(
 def _put_in_place(room: Path, folder: Path):
     "Renames a finished folder to its name, in the place of an older one"
     aside = room.with_name(room.name + "-old")
-    if folder.exists():
-        os.replace(folder, aside)
+    if folder.exists(): os.replace(folder, aside)
     os.replace(room, folder)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -299,7 +298,7 @@ def read_weights(
     path: Path,
     expected: dict,  # bytes, sha256
 ) -> dict[str, torch.Tensor]:
-    "Tensors of a safetensors file that is still what was written"
+    "Tensors of a safetensors file that is still what was written; anything else is an error"
     if not path.is_file():
         raise GeosegError(f"{path}: missing; copy the whole model folder", item=str(path))
     size = path.stat().st_size
@@ -340,14 +339,19 @@ class Model:
         return predict_scores(self, image)
 
 # %% ../nbs/35_checkpoint.ipynb #d593a7bf
+def require_image(image: np.ndarray, bands: list[str]) -> None:
+    "Refuses what is no batch of images of these bands"
+    if image.ndim != 4 or image.shape[1] != len(bands):
+        raise GeosegError(f"image is {image.shape}, not [n, {len(bands)}, h, w]: the model's bands are {', '.join(bands)}")
+
+
 def predict_scores(
     model: Model,
     image,         # numbers in raw units [n, bands, h, w]; NaN where there are none
 ) -> np.ndarray:   # float32 [n, classes, h, w], sums to 1 over the classes
-    "Class probabilities of images of any size"
+    "Class probabilities of images of any size; an error where the bands are not those of the model"
     image = np.asarray(image)
-    if image.ndim != 4 or image.shape[1] != len(model.bands):
-        raise GeosegError(f"image is {image.shape}, not [n, {len(model.bands)}, h, w]: the model's bands are {', '.join(model.bands)}")
+    require_image(image, model.bands)
     values = torch.as_tensor(model.normaliser(image), dtype=torch.float32, device=model.device)
     with spare_core(), torch.inference_mode():
         return logits_of(model.network, values, model.precision).softmax(1).cpu().numpy()
@@ -370,7 +374,7 @@ def described_network(
     spec: ModelSpec,
     state: dict[str, torch.Tensor],
 ) -> nn.Module:  # filled
-    "The network of a card with its weights"
+    "The network of a card with its weights; weights of another network are an error"
     spec = spec.replace(encoder_weights=None, weights_sha256="")
     try:
         with torch.device("meta"): fault = weights_fault(bare_network(spec), {k.removeprefix("network."): v for k, v in state.items()})
@@ -387,7 +391,7 @@ def load_model(
     device: str = "auto",     # "auto", "cpu", "cuda:1"
     precision: str = "auto",  # "auto", "bf16", "fp32"
 ) -> Model:
-    "A model from its folder; every byte of the weights is checked and nothing is unpickled"
+    "A model from its folder; nothing is unpickled, and an error names whatever is missing, changed or of another model"
     folder, device = resolve(folder), resolve_device(device)
     card = read_card(folder)
     state = read_weights(folder / "model.safetensors", card.weights)

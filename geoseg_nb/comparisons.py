@@ -36,7 +36,7 @@ def draw_gap(
     ax: Axes,
     y: np.ndarray,        # place of each scene
     score: np.ndarray,    # 0 to 1, NaN where there is none
-    baseline: np.ndarray, # the same of the baseline
+    baseline: np.ndarray,  # the same of the baseline
 ) -> None:
     "Dots of the model, strokes of the baseline, and what lies between"
     colour = np.where(score >= np.nan_to_num(baseline), AHEAD, BEHIND)

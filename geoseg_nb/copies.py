@@ -24,7 +24,7 @@ def literal(
     value,      # as a recipe holds it
     name: str,  # of the parameter, for the error
 ) -> str:       # Python that means the same
-    "A value as it stands in a parameter cell, broken into lines where it is long"
+    "A value as it stands in a parameter cell, broken into lines where it is long; what a cell cannot hold is refused"
     text = pformat(value, width=110, sort_dicts=False)
     try: same = ast.literal_eval(text) == value
     except ValueError: same = False

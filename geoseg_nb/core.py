@@ -273,7 +273,7 @@ def decode(
     indices,  # class indices [...]
     item: str = "",  # what an error names
 ) -> np.ndarray:  # raw codes [...], the smallest integer type that holds them all
-    "Class indices to raw codes: the first of each class, the first ignored one for the ignore index"
+    "Class indices to raw codes: the first of each class, the first ignored one for the ignore index; an index that is no class is an error"
     n, indices = len(legend.classes), np.asarray(indices)
     codes = [c.codes[0] for c in legend.classes] + [legend.ignore[0] if legend.ignore else legend.ignore_index]
     ignored = indices == legend.ignore_index

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'CUTS', 'bin_edges', 'bin_counts', 'ScoreCounts', 'labelled_scores', 'score_counts', 'called', 'long_table',
            'shares', 'roc', 'precision_recall', 'auc', 'auc_error', 'average_precision', 'middles', 'grouped_counts',
-           'calibration', 'expected_calibration_error', 'brier', 'confidence_counts', 'f1_at', 'iou_at',
-           'best_threshold', 'curve_scores']
+           'calibration', 'expected_calibration_error', 'brier', 'confidence_counts', 'best_threshold', 'curve_scores']
 
 # %% ../nbs/34a_curves.ipynb #81b760b3
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .core import GeosegError, pick
-from .metrics import as_array, as_bytes, mean, quotient
+from .metrics import as_array, as_bytes, f1_of, iou_of, mean, quotient
 
 # %% ../nbs/34a_curves.ipynb #a5cd8791
 BINS = 1024
@@ -25,7 +24,7 @@ BINS = 1024
 def bin_edges(
     bins: int = BINS,  # equal bins, a power of two
 ) -> np.ndarray:       # float32, ascending, 0 to 1
-    "Edges of equal bins, finer towards 0 and 1: 8 to each halving of the distance, down to 2^-24"
+    "Edges of equal bins, finer towards 0 and 1: 8 to each halving of the distance, down to 2^-24; no power of two is an error"
     power = int(bins).bit_length() - 1
     if bins != 1 << power or not 0 < power < 24:
         raise GeosegError(f"{bins} bins; take a power of two from 2 to {1 << 23}, such as {BINS}")
@@ -38,7 +37,7 @@ def bin_counts(
     positive: np.ndarray,  # bool [n]
     bins: int = BINS,      # of `bin_edges`; a bin holds its lower edge, the last one also 1
 ) -> np.ndarray:           # int64 [2, edges - 1]: negatives, positives
-    "How many negatives and positives have a score in each bin"
+    "How many negatives and positives have a score in each bin; a score outside 0 to 1 is an error"
     sound = (values >= -1e-5) & (values <= 1 + 1e-5)
     if not sound.all():
         raise GeosegError(f"{(~sound).sum()} scores are not between 0 and 1, such as {values[~sound][0]:.4g}; "
@@ -79,7 +78,7 @@ def labelled_scores(
     classes: int,
     ignore_index: int,  # value of the target that does not count
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 [pixels], float [classes, pixels]
-    "Class and scores of the labelled pixels"
+    "Class and scores of the labelled pixels; an error where shapes or classes do not fit"
     target, scores = as_array(target), as_array(scores)
     if scores.shape != (*target.shape[:1], classes, *target.shape[1:]):
         raise GeosegError(f"target is {target.shape}, scores {scores.shape}; expected [n, {classes}, ...] scores for [n, ...] labels")
@@ -189,7 +188,7 @@ def grouped_counts(
     counts: ScoreCounts,
     groups: int,  # of equal width, a divisor of the bins
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [classes, groups]: pixels, positives, sum of the scores
-    "Counts of groups of neighbouring bins"
+    "Counts of groups of neighbouring bins; an error where the bins do not fall into so many"
     if groups < 1 or counts.bins % groups:
         fits = [n for n in range(1, 65) if counts.bins % n == 0]
         raise GeosegError(f"{counts.bins} bins do not fall into {groups} groups; take one of {fits}")
@@ -244,17 +243,7 @@ def confidence_counts(
     return ScoreCounts(("chosen class",), counts[1:], counts[:1], bins)
 
 # %% ../nbs/34a_curves.ipynb #5fa9c456
-def f1_at(true: np.ndarray, false: np.ndarray, support: np.ndarray) -> np.ndarray:
-    "F1 from true and false positives [classes, k] and pixels of the class [classes, 1]"
-    return 2 * true / (support + true + false)
-
-
-def iou_at(true: np.ndarray, false: np.ndarray, support: np.ndarray) -> np.ndarray:
-    "IoU from the same"
-    return true / (support + false)
-
-
-CUTS = {"f1": f1_at, "iou": iou_at}
+CUTS = {"f1": f1_of, "iou": iou_of}
 
 
 def best_threshold(
@@ -264,7 +253,7 @@ def best_threshold(
     "The threshold of each class with the highest score; of equal ones the highest"
     score = pick(CUTS, by, "score to choose a threshold by")
     threshold, true, false = called(counts)
-    found = score(true, false, np.maximum(counts.support, 1)[:, None])
+    found = score(true, np.maximum(counts.support, 1)[:, None], true + false)
     best, missing = found.argmax(1), counts.support == 0
     columns = {"threshold": threshold[best], by: found.max(1)}
     return pd.DataFrame({"name": counts.names} | {k: np.where(missing, np.nan, v) for k, v in columns.items()})

@@ -20,11 +20,12 @@ from . import products
 from .catalog import CatalogSpec, measure_scene, read_catalog
 from .checksums import PREFIX, file_columns
 from .estimates import (
-    BUDGET, Later, Plan, at_once, count_text, from_probe, known, size_text, spec_from, spread_over, timed_probe)
+    BUDGET, Later, Plan, at_once, count_text, from_probe, known, size_text, spread_over, timed_probe)
 from .layout import StoreSpec, shard_bytes, shard_count, shard_rows
 from .plan import Batch, TileSpec, choose_bands, plan_tiles, require_whole_pixels
 from .products import Source, received, source_of
 from .room import stored_bytes
+from .spec import spec_from
 from .split import SplitSpec, divide, part_table, read_split
 from .stages import output
 from .storage import resolve, sample_folder, sha256
@@ -112,7 +113,7 @@ def plan_split(
     values: dict,  # of the split job
     state: dict,
 ) -> Plan:
-    "The split itself, made in memory"
+    "The split itself, made in memory; Later where its rule looks at labels that nobody counted yet"
     spec, (scenes, _) = spec_from(SplitSpec, values), catalog_of(state)
     if needs_counts(spec) and not state.get("measured", True):
         raise Later("needs the label counts of the scenes: known after catalog", item="catalog")

@@ -25,7 +25,7 @@ def lines_of(
     x: str,     # column
     y: str,     # column
 ) -> Iterator:  # of (name, its rows where both columns are known, colour)
-    "The lines of a long table; without rows for what is absent"
+    "The lines of a long table; without rows for what is absent; a missing column is an error"
     lost = [c for c in ("name", x, y) if c not in table]
     if lost:
         raise GeosegError(f"the table has no column {lost[0]}; it has {', '.join(table.columns)}", item=lost[0])

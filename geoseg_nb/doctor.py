@@ -35,7 +35,7 @@ from .objects import bucket_settings, open_s3, split_url
 from .profile import own_cores
 from .redact import masked, names_secret
 from .stages import git_commit, reason
-from .storage import cache_folder, is_checkout, is_remote, packaged, resolve
+from .storage import cache_folder, free_bytes, is_checkout, is_remote, nearest, packaged, resolve
 
 # %% ../nbs/64_doctor.ipynb #f768ec7b
 class Finding(NamedTuple):
@@ -189,13 +189,13 @@ def room(
     how: str,    # the variable that moves it
 ) -> Finding:
     "Whether a folder can be written to, and the room on its disk"
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    there = nearest(path)
     try:
         with tempfile.TemporaryFile(dir=there) as file: file.write(b"x" * 4096)
     except OSError as error:
         said = f"{what}: nothing can be written to {there}: {error.strerror}"
         return Finding(state, said, f"set {how} to a folder of yours")
-    free = shutil.disk_usage(there).free
+    free = free_bytes(there)
     text = f"{what} {path}, {size_text(free)} free"
     return Finding("warn", text, f"set {how} to a larger disk") if free < 5e9 else Finding("ok", text)
 

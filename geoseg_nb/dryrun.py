@@ -18,10 +18,9 @@ from .jobs import Step, declared
 from .launch import inputs_of, launch_facts, stale
 from .places import worked_in
 from .profile import time_text
-from .room import free_bytes
 from .spec import dumps_json
 from .stages import handle_of
-from .storage import is_remote
+from .storage import free_bytes, is_remote
 
 # %% ../nbs/60j_dryrun.ipynb #77d74a85
 PLANNERS = {

@@ -24,7 +24,7 @@ from .checkpoint import Model
 from .core import GeosegError, Legend, Refused, pick
 from .mapfolder import failed_maps
 from .maps import map_kind
-from .metrics import scores
+from .metrics import class_table, scores
 from .predict import ONE, PredictSpec, as_model, predict_catalog, window_plan
 from .reliability import pooled_counts, reliability_metrics, score_with_curves
 from .scenes import sensor_stack
@@ -76,14 +76,13 @@ DEFAULT = EvaluateSpec()
 
 # %% ../nbs/43_evaluate.ipynb #8407ab71
 def iou_table(
-    matrix: np.ndarray, # [classes, classes]
-    baseline: np.ndarray, # the same for the baseline
+    matrix: np.ndarray,  # [classes, classes]
+    baseline: np.ndarray,  # the same for the baseline
     legend: Legend,
-) -> pd.DataFrame: # name, iou, support, colour, baseline
+) -> pd.DataFrame:  # name, iou, support, colour, baseline
     "What `plots.plot_iou` draws"
-    ours, trivial = (scores(m, legend.names)["per_class"] for m in (matrix, baseline))
-    return pd.DataFrame([{"name": name, "iou": ours[name]["iou"], "support": ours[name]["support"], "colour": colour,
-                          "baseline": trivial[name]["iou"]} for name, colour in zip(legend.names, legend.colours)])
+    ours, trivial = (scores(m, legend.names) for m in (matrix, baseline))
+    return class_table(ours, legend.colours, trivial)[["name", "iou", "support", "colour", "baseline"]]
 
 # %% ../nbs/43_evaluate.ipynb #a6e3cca8
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ class Evaluation:
 
     spec: EvaluateSpec
     legend: Legend
-    scored: list[Scored] # every scene of the part that did not fail, also those without a pixel that counts
-    classes: list[Path] # the written maps, in the same order
-    window_table: pd.DataFrame # window, trained, iou and scores
-    example: Callable[[Scored], dict] # a scene as `plots.plot_prediction` draws it
-    failed: dict[str, str] = field(default_factory=dict) # id -> reason
-    note: str = "" # what a reader of the scores must know
+    scored: list[Scored]  # every scene of the part that did not fail, also those without a pixel that counts
+    classes: list[Path]  # the written maps, in the same order
+    window_table: pd.DataFrame  # window, trained, iou and scores
+    example: Callable[[Scored], dict]  # a scene as `plots.plot_prediction` draws it
+    failed: dict[str, str] = field(default_factory=dict)  # id -> reason
+    note: str = ""  # what a reader of the scores must know
 
     matrix = property(lambda self: sum(s.matrix for s in self.scored))
     baseline_matrix = property(lambda self: sum(s.baseline for s in self.scored))
@@ -124,8 +123,8 @@ class Evaluation:
 
 # %% ../nbs/43_evaluate.ipynb #9d81e6eb
 def plain_metrics(
-    evaluation, # an Evaluation
-) -> dict: # numbers, texts, lists and dicts
+    evaluation,  # an Evaluation
+) -> dict:  # numbers, texts, lists and dicts
     "All scores by name"
     names = evaluation.legend.names
     pooled = lambda key: {k: sum(s.matrix for s in g) for k, g in grouped(evaluation.scored, key).items()}
@@ -148,8 +147,8 @@ def plain_metrics(
 
 
 def all_tables(
-    evaluation, # an Evaluation
-) -> pd.DataFrame: # kind and the columns of the tables
+    evaluation,  # an Evaluation
+) -> pd.DataFrame:  # kind and the columns of the tables
     "Summary, regions and scenes in one table"
     kinds = {"summary": evaluation.summary, "region": evaluation.regions_table, "scene": evaluation.scenes_table}
     return pd.concat([table.assign(kind=kind) for kind, table in kinds.items()], ignore_index=True)
@@ -157,11 +156,11 @@ def all_tables(
 # %% ../nbs/43_evaluate.ipynb #5ceb6edc
 def window_scores(
     model: Model,
-    spec: EvaluateSpec, # window sizes
-    own: tuple[list[Path], list[Scored]], # maps at the window of the training, and their counts
-    counts: Callable, # (size, PredictSpec) -> the same for another window
-    compare: Callable, # maps -> seam counts against the own maps
-) -> pd.DataFrame: # window, trained, iou, the scores of `flat_scores`, and how often maps differ at the own borders and inside
+    spec: EvaluateSpec,  # window sizes
+    own: tuple[list[Path], list[Scored]],  # maps at the window of the training, and their counts
+    counts: Callable,  # (size, PredictSpec) -> the same for another window
+    compare: Callable,  # maps -> seam counts against the own maps
+) -> pd.DataFrame:  # window, trained, iou, the scores of `flat_scores`, and how often maps differ at the own borders and inside
     "Pooled scores for each window size, that of the training among them"
     rows = {model.card.tile_size: own}
     for size in spec.window_sizes:
@@ -182,12 +181,12 @@ def window_scores(
 
 
 def compare_all(
-    rows: list, # of the catalog
-    own: list[Path], # their maps
-    plan: WindowPlan, # of those maps
-    nodata: int, # class index of pixels without a map
-    paths: list[Path], # other maps, in the same order
-) -> np.ndarray: # int64 [window + 1, 2] of `seam_counts`
+    rows: list,  # of the catalog
+    own: list[Path],  # their maps
+    plan: WindowPlan,  # of those maps
+    nodata: int,  # class index of pixels without a map
+    paths: list[Path],  # other maps, in the same order
+) -> np.ndarray:  # int64 [window + 1, 2] of `seam_counts`
     "Where two sets of maps differ"
     return sum(compare_maps(row, a, b, plan, nodata) for row, a, b in zip(rows, own, paths, strict=True))
 
@@ -196,10 +195,10 @@ SEEN = {"train": "these pixels were trained on", "val": "these pixels were used 
 
 
 def known_ground(
-    model: Model, # its card lists training areas
+    model: Model,  # its card lists training areas
     split: pd.DataFrame,
-    part: str, # whose areas are asked about
-) -> pd.DataFrame: # a row for each pair, columns with _a (of the split) and _b (of the training)
+    part: str,  # whose areas are asked about
+) -> pd.DataFrame:  # a row for each pair, columns with _a (of the split) and _b (of the training)
     "Areas of a part that overlap an area of the training in the same scene"
     trained = pd.DataFrame(model.card.training_areas, columns=["scene", *Area._fields]).assign(part="training")
     pairs = split[split["part"] == part].merge(trained, on="scene", suffixes=("_a", "_b"))
@@ -210,8 +209,8 @@ def known_ground(
 def require_unseen(
     model: Model,
     split: pd.DataFrame,
-    part: str, # that is scored
-) -> str: # what a reader of the scores must know, empty for nothing
+    part: str,  # that is scored
+) -> str:  # what a reader of the scores must know, empty for nothing
     "Refuses to score what a model was trained on as if it were new to it"
     trained_by, this = model.card.provenance.get("split"), split_hash(split)
     if trained_by == this or part in SEEN and not model.card.training_areas:
@@ -229,33 +228,32 @@ def require_unseen(
 # %% ../nbs/43_evaluate.ipynb #f9afb94d
 def preflight(
     model: Model,
-    catalog, # one row a scene
+    catalog,  # one row a scene
     split: pd.DataFrame,
     spec: EvaluateSpec,
-) -> list: # rows of the catalog that will be scored
-    "What must be right before anything is predicted"
+) -> list:  # rows of the catalog that will be scored
+    "What must be right before anything is predicted, else Refused"
     if spec.legend and (there := Legend.from_dict(spec.legend)) != model.legend:
         sides = [", ".join(f"{c.name} {list(c.codes)}" for c in each.classes) for each in (model.legend, there)]
         fix = "score with the legend of the training"
         raise Refused(f"the model's legend ({sides[0]}) is not that of the labels ({sides[1]}); {fix}", item="legend")
     for id in spec.without:
         pick(dict.fromkeys(catalog["id"]), id, "scene to leave out")
-    if spec.baseline != "majority":
-        threshold_rule(spec.baseline, model.legend)
+    if spec.baseline != "majority": threshold_rule(spec.baseline, model.legend)
     return rows_of(catalog, split, spec.part)
 
 # %% ../nbs/43_evaluate.ipynb #db8ba1a5
-EXAMPLE = 512 # pixels, longest edge of an example
+EXAMPLE = 512  # pixels, longest edge of an example
 
 
 def example_of(
-    rows: dict, # id -> (row of the catalog, path of its map)
+    rows: dict,  # id -> (row of the catalog, path of its map)
     split: pd.DataFrame,
     part: str,
     reader: Callable,
     legend: Legend,
     scored: Scored,
-) -> dict: # id, image, label, prediction, note, and origin: the first row and column
+) -> dict:  # id, image, label, prediction, note, and origin: the first row and column
     "The scored ground of a scene, for the eye: the first 512 pixels of its areas"
     row, path = rows[scored.id]
     grid = grid_of_row(row)
@@ -272,13 +270,13 @@ def example_of(
 
 # %% ../nbs/43_evaluate.ipynb #33534050
 def mapped_and_scored(
-    predict: Callable, # execution -> paths of the maps
-    folder: Path, # of those maps
-    rows: list, # of the catalog
-    do: Callable, # (row, areas, path) -> Scored
+    predict: Callable,  # execution -> paths of the maps
+    folder: Path,  # of those maps
+    rows: list,  # of the catalog
+    do: Callable,  # (row, areas, path) -> Scored
     split: pd.DataFrame,
     execution: Execution,
-) -> tuple[list[Path], list[Scored], dict[str, str]]: # maps, counts, id -> reason of those that failed
+) -> tuple[list[Path], list[Scored], dict[str, str]]:  # maps, counts, id -> reason of those that failed
     "Maps scenes, then scores their maps; no more than max_failures may fail in all"
     paths = {path.stem: path for path in predict(execution=execution)}
     items = [(row, areas_of(row, split), paths[row["id"]]) for row in rows if row["id"] in paths]
@@ -294,11 +292,11 @@ def mapped_and_scored(
 class Counting(NamedTuple):
     "Maps scenes by one plan after the other, and counts what is in the maps"
 
-    model: object # a Model, or its folder
-    catalog: object # GeoDataFrame
+    model: object  # a Model, or its folder
+    catalog: object  # GeoDataFrame
     split: pd.DataFrame
     reader: Callable
-    terms: tuple # part, reader, legend and baseline, of `score_item`
+    terms: tuple  # part, reader, legend and baseline, of `score_item`
 
     def __call__(self, folder: Path, prediction: PredictSpec, rows: list, execution: Execution):
         chosen = self.catalog[self.catalog["id"].isin([row["id"] for row in rows])]
@@ -309,14 +307,14 @@ class Counting(NamedTuple):
 
 # %% ../nbs/43_evaluate.ipynb #ca797e59
 def evaluate(
-    model, # a Model, or its folder
-    catalog, # GeoDataFrame, one row a scene
-    split: pd.DataFrame, # areas of scenes
-    reader: Callable, # (row, bands, window) -> Dataset, of products.reader
-    folder, # maps are <folder>/classes/<id>.tif
+    model,  # a Model, or its folder
+    catalog,  # GeoDataFrame, one row a scene
+    split: pd.DataFrame,  # areas of scenes
+    reader: Callable,  # (row, bands, window) -> Dataset, of products.reader
+    folder,  # maps are <folder>/classes/<id>.tif
     spec: EvaluateSpec = DEFAULT,
 ) -> Evaluation:
-    "Predicts the scenes of a part, reads the maps back and scores them beside the baseline"
+    "Predicts the scenes of a part, reads the maps back and scores them beside the baseline; an error where none could be scored"
     opened, folder, execution = as_model(model), resolve(folder), spec.execution
     rows, note, legend = preflight(opened, catalog, split, spec), require_unseen(opened, split, spec.part), opened.legend
     reader = partial(reader, bands=bands_read(opened.bands, spec.baseline))

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .checkpoint import Model, ModelCard, load_model
+from .checkpoint import Model, ModelCard, load_model, require_image
 from .core import GeosegError, Refused, require_extra
 from .loader import Normaliser
 from .models import padded, spare_core
@@ -144,7 +144,7 @@ def graph_edge(
     notes: dict[str, str],  # of the file
     edge: int,              # pixels of an image
 ) -> int:                   # pixels that the graph takes
-    "The edge to pad to"
+    "The edge to pad to; an error for an image larger than a graph of one size"
     stride, smallest, fixed = (json.loads(notes[key]) for key in ("stride", "smallest_edge", "fixed_edge"))
     if fixed and edge > fixed:
         raise GeosegError(f"an image of {edge} px, and a graph for {fixed} px and no other size; predict in windows of {fixed} px")
@@ -155,10 +155,9 @@ def onnx_scores(
     model: OnnxModel,
     image,         # numbers in raw units [n, bands, h, w]; NaN where there are none
 ) -> np.ndarray:   # float32 [n, classes, h, w], sums to 1 over the classes
-    "Class probabilities of images of any size that the graph takes"
+    "Class probabilities of images of any size that the graph takes; an error where the bands are not those of the model"
     image, notes = np.asarray(image), model.network.notes
-    if image.ndim != 4 or image.shape[1] != len(model.bands):
-        raise GeosegError(f"image is {image.shape}, not [n, {len(model.bands)}, h, w]: the model's bands are {', '.join(model.bands)}")
+    require_image(image, model.bands)
     ready = image if json.loads(notes["normalised_inside"]) else model.normaliser(image)
     h, w = image.shape[-2:]
     more = [(0, graph_edge(notes, edge) - edge) for edge in (h, w)]
@@ -175,10 +174,9 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 def load_onnx(
     path,  # of `export_onnx`
 ) -> OnnxModel:
-    "A model from an ONNX file"
+    "A model from an ONNX file; Refused where there is none or it was not exported here"
     path = resolve(path)
-    if not path.is_file():
-        raise Refused(f"no ONNX file {path}", item=str(path))
+    if not path.is_file(): raise Refused(f"no ONNX file {path}", item=str(path))
     try:
         network = Session(path.read_bytes())
     except runtime_errors() as error:
@@ -229,7 +227,7 @@ def export_onnx(
     normalise: bool = True,   # whether the graph normalises; False: the caller does
     tolerance: float = 1e-4,  # largest difference of a probability
 ) -> Path:                    # of the file
-    "An ONNX file that answers as the model does, or none"
+    "An ONNX file that answers as the model does; an error, and no file, where none does"
     require_extra("onnxscript", "onnx")
     model = load_model(model, "cpu", "fp32") if isinstance(model, (str, Path)) else model
     judge = Model(copy.deepcopy(model.network).cpu().eval(), model.card)

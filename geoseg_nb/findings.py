@@ -21,11 +21,11 @@ import pandas as pd
 
 from .core import Refused
 from .jobs import job_notebooks, parameters_cell, read_parameters
-from .metrics import class_table, scores
+from .metrics import by_class, class_table, scores
 from .launch import digest
 from .redact import MASK, masked, says_secret
-from .runs import RunEntry, entries_of, noted_values
-from .spec import dumps_json, loads_json
+from .runs import RunEntry, entries_of, json_at, noted_values
+from .spec import dumps_json
 from .stages import handle_of, read_result
 from .storage import is_member, resolve, sha256
 
@@ -33,7 +33,7 @@ from .storage import is_member, resolve, sha256
 def entries_in(
     runs: list,      # run folders, or folders of members
 ) -> list[RunEntry]:
-    "The runs and members to report on"
+    "The runs and members to report on; a folder in which no job was run is refused"
     found = []
     for run in map(resolve, runs):
         inside = [e for e in entries_of(run.parent) if e.member == run.name] if is_member(run) else entries_of(run)
@@ -179,15 +179,14 @@ def judgements(
 def target_of(
     names: tuple,         # of the classes
 ) -> tuple[str, str]:     # column of the tables below, the words for it
-    "The score to look at first: IoU of the second of two classes, else the mean over classes"
+    "The score to look at first: IoU of the last of two classes, else the mean over classes"
     return (f"iou_{names[-1]}", f"IoU of {names[-1]}") if len(names) == 2 else ("mean_iou", "mean IoU")
 
 
 def flattened(matrix: np.ndarray, names: tuple) -> dict:
     "IoU of each class, their mean, and the accuracy"
     found = scores(matrix, names)
-    ious = {f"iou_{name}": found["per_class"][name]["iou"] for name in names}
-    return {**ious, "mean_iou": found["mean_iou"], "accuracy": found["accuracy"]}
+    return by_class(found, "iou") | {"mean_iou": found["mean_iou"], "accuracy": found["accuracy"]}
 
 
 def member_table(
@@ -210,8 +209,7 @@ def pooled_classes(
     "Scores of each class over all members"
     names = found[0].names
     ours, trivial = (scores(sum(m), names) for m in ([j.matrix for j in found], [j.baseline for j in found]))
-    table = class_table(ours, [legend.get(name, "#9a9a9a") for name in names]).drop(columns="specificity")
-    return table.assign(baseline=[trivial["per_class"][name]["iou"] for name in names])
+    return class_table(ours, [legend.get(name, "#9a9a9a") for name in names], trivial).drop(columns="specificity")
 
 
 def colours_of(entries: list[RunEntry]) -> dict[str, str]:
@@ -272,8 +270,8 @@ def cost_table(
 # %% ../nbs/60d_findings.ipynb #4cf9ba48
 def machine(record: dict) -> str:
     "Cores, memory and GPUs of the machine that ran a job, without its name"
-    try: host = loads_json((record["folder"] / "profile.json").read_text(encoding="utf-8"))["host_info"]
-    except (OSError, ValueError, LookupError, TypeError): return ""
+    host = json_at(record["folder"] / "profile.json").get("host_info")
+    if not isinstance(host, dict): return ""
     gpus = Counter((host.get("cuda") or {}).get("devices") or [])
     cores, memory = f"{host.get('cpu_count', '?')} cores", f"{host.get('ram_gb', '?')} GB"
     return ", ".join([cores, memory, *(f"{n} x {name}" for name, n in gpus.items())])
@@ -307,8 +305,7 @@ def items_lost(metrics: dict) -> list[tuple[str, str]]:
 
 def changed_since(record: dict) -> bool:
     "Whether a result is not the one that the launcher saw"
-    try: seen = loads_json((record["folder"] / "launch.json").read_text(encoding="utf-8")).get("result", "")
-    except (OSError, ValueError, AttributeError): return False
+    seen = json_at(record["folder"] / "launch.json").get("result", "")
     return bool(seen) and seen != digest(dumps_json(read_result(record["folder"] / "result.json")).encode())
 
 # %% ../nbs/60d_findings.ipynb #53b4c6fc

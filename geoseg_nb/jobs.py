@@ -119,7 +119,7 @@ def check_values(
 
 # %% ../nbs/60_jobs.ipynb #3e9db35a
 def as_declared(value, kind: str, key: str):
-    "A value in its declared type; lists and dicts may arrive as YAML text"
+    "A value in its declared type, else Refused; lists and dicts may arrive as YAML text"
     wanted = pick(KINDS, kind.split("[")[0], "type of a parameter")
     if wanted not in (list, dict): return coerce_scalar(value, wanted, key)
     parsed = parsed_value(value, key) if isinstance(value, str) else value
@@ -128,7 +128,7 @@ def as_declared(value, kind: str, key: str):
 
 
 def parsed_value(text: str, key: str):
-    "YAML text of a command line, held to the same limits as a file"
+    "YAML text of a command line, held to the same limits as a file; Refused where it is broken"
     try:
         parsed = loads_yaml(text)
         check_tree(parsed)
@@ -139,7 +139,7 @@ def parsed_value(text: str, key: str):
 def parse_assignment(
     text: str,  # `name=value` or `job.name=value`
 ) -> tuple[str, str, str]:  # job handle or "", name, value as typed
-    "One `-p` of the command line"
+    "One `-p` of the command line; Refused where it is no name=value"
     match = re.fullmatch(r"(?:([A-Za-z0-9_]+)\.)?([A-Za-z_]\w*)=(.*)", text, re.DOTALL)
     if match: return handle_of(match[1] or ""), refuse_secret(match[2]), match[3]
     raise Refused(f"-p {text!r} is not name=value or job.name=value")
@@ -195,7 +195,7 @@ class Step:
 def members(
     matrix: dict[str, list],  # "<job>.<parameter>" -> values
 ) -> dict[str, dict[str, dict]]:  # folder name -> job -> values
-    "Every combination of a matrix; one nameless member where there is no matrix"
+    "Every combination of a matrix; one nameless member where there is no matrix; two of one name are refused"
     empty = [key for key, choices in matrix.items() if not choices]
     if empty: raise Refused(f"matrix: {empty[0]} lists no value, so the matrix has no member")
     found = {}
@@ -250,9 +250,9 @@ def checked(steps: list[Step]) -> list[Step]:
 # %% ../nbs/60_jobs.ipynb #00d18311
 def override(
     steps: list[Step],      # planned
-    assignments: list[str], # `-p` texts
+    assignments: list[str],  # `-p` texts
 ) -> list[Step]:            # the same steps with those values on top
-    "Lay the command line over the plan"
+    "Lay the command line over the plan; a name that no job has, or several have, is refused"
     for text in assignments:
         job, name, value = parse_assignment(text)
         owners = sorted({s.job for s in steps if (handle_of(s.job) == job if job else name in declared(s))})

@@ -71,7 +71,7 @@ def shard_rows(
     spec: StoreSpec,
     k: int,  # shard number from 0
 ) -> tuple[int, int]:  # first tile, one past the last
-    "The tiles of a shard"
+    "The tiles of a shard; a number beyond the last is refused"
     if not 0 <= k < shard_count(spec):
         raise Refused(f"store {spec.name} has shards 0 to {shard_count(spec) - 1}, not {k}", item=str(k))
     return k * spec.shard_tiles, min((k + 1) * spec.shard_tiles, spec.tiles)
@@ -79,8 +79,7 @@ def shard_rows(
 # %% ../nbs/20_layout.ipynb #a47bf446
 def fill_value(sensor: Sensor) -> float | int:
     "The value of a pixel that was not seen"
-    if sensor.nodata is not None:
-        return sensor.nodata
+    if sensor.nodata is not None: return sensor.nodata
     return np.nan if np.dtype(sensor.dtype).kind == "f" else 0
 
 
@@ -237,8 +236,7 @@ def codec_settings(
 ) -> dict:  # for zarr.config.set
     "Settings that pick the fastest codec pipeline that is safe in this process"
     _used_by.add(os.getpid())
-    if find_spec("zarrs") is None or len(_used_by) > 1:
-        return {}
+    if find_spec("zarrs") is None or len(_used_by) > 1: return {}
     return {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": threads}
 
 

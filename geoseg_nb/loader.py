@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAN', 'NORMALISERS', 'normaliser_from_dict', 'MIXED', 'part_rows', 'Moments', 'moments', 'merge', 'stack_sensors',
-           'Stats', 'shard_moments', 'statistics', 'Normaliser', 'limits', 'as_stored', 'as_declared', 'standardised',
+           'Stats', 'shard_moments', 'statistics', 'Normaliser', 'limits', 'as_stored', 'as_physical', 'standardised',
            'between_limits', 'make_normaliser', 'Ready', 'read_ready', 'Recent', 'shards_that_fit', 'TileDataset',
            'LoaderSpec', 'worker_options', 'answered', 'TileLoader', 'fit_normaliser', 'make_sampler',
            'drawing_weights', 'as_is', 'make_loader']
@@ -38,7 +38,7 @@ def part_rows(
     part: str,                  # "train", "val", "test"
     min_labelled: float = 0.0,  # a tile must be labelled to more than this fraction
 ) -> tuple[np.ndarray, int]:    # tile numbers, ascending; how many more lie in the part but are not labelled enough
-    "The tiles of one part"
+    "The tiles of one part; an error where it has none"
     parts = assign(store.index, split)
     inside = (parts == part).to_numpy()
     usable = inside & (store.index["labelled"] > min_labelled).to_numpy()
@@ -141,8 +141,7 @@ class Normaliser(Plain):
         with np.errstate(all="ignore"):
             numbers = (self.mean, self.std, self.low, self.high)
             mean, std, low, high = (np.array(v, np.float32).reshape(-1, 1, 1) for v in numbers)
-            if self.low:
-                image = np.clip(np.where(np.isfinite(image), image, NAN), low, high)
+            if self.low: image = np.clip(np.where(np.isfinite(image), image, NAN), low, high)
             values = np.subtract(image, mean, dtype=np.float32)
             values /= std
         np.copyto(values, 0, where=~np.isfinite(values))
@@ -152,7 +151,7 @@ class Normaliser(Plain):
 def limits(
     clip,                  # None or [], [low, high], or [[low, high], ...] per band; stored units
 ) -> tuple[tuple, tuple]:  # low, high; empty for none
-    "Limits of the values, band by band"
+    "Limits of the values, band by band; a pair that is not low < high is an error"
     pairs = np.asarray([] if clip is None else clip, dtype=float).reshape(-1, 2)
     if not (pairs[:, 0] < pairs[:, 1]).all():
         raise GeosegError(f"clip {clip}: each pair is [low, high] with low < high")
@@ -164,26 +163,26 @@ def as_stored(stats: Stats | None, low: tuple, high: tuple, bands: Sequence[Band
     return Normaliser("none", low=low, high=high)
 
 
-def as_declared(stats: Stats | None, low: tuple, high: tuple, bands: Sequence[Band]) -> Normaliser:
+def as_physical(stats: Stats | None, low: tuple, high: tuple, bands: Sequence[Band]) -> Normaliser:
     "Physical values, stored * scale + offset"
     return Normaliser("scale", [-b.offset / b.scale for b in bands], [1 / b.scale for b in bands], low, high)
 
 # %% ../nbs/30_loader.ipynb #13db2b3e
 def standardised(stats: Stats | None, low: tuple, high: tuple, bands: Sequence[Band]) -> Normaliser:
-    "Mean 0 and standard deviation 1; a band that never varies becomes 0"
+    "Mean 0 and standard deviation 1; a band that never varies becomes 0; an error without finite statistics"
     if stats is None or not np.isfinite([*stats.mean, *stats.std]).all():
         raise GeosegError("normaliser mean_std needs finite statistics; measure them with statistics(store, split)")
     return Normaliser("mean_std", stats.mean, [s or 1.0 for s in stats.std], low, high)
 
 
 def between_limits(stats: Stats | None, low: tuple, high: tuple, bands: Sequence[Band]) -> Normaliser:
-    "low..high to 0..1"
+    "low..high to 0..1; an error without limits"
     if not low:
         raise GeosegError("normaliser clip needs limits; pass clip=[low, high] in stored units")
     return Normaliser("clip", low, np.subtract(high, low), low, high)
 
 
-NORMALISERS = {"none": as_stored, "scale": as_declared, "mean_std": standardised, "clip": between_limits}
+NORMALISERS = {"none": as_stored, "scale": as_physical, "mean_std": standardised, "clip": between_limits}
 
 
 def make_normaliser(
@@ -229,8 +228,7 @@ class Recent:
     def __call__(self, k: int):
         if k not in self.kept:
             self.kept[k] = self.load(k)
-            if len(self.kept) > self.keep:
-                self.kept.popitem(last=False)
+            if len(self.kept) > self.keep: self.kept.popitem(last=False)
         self.kept.move_to_end(k)
         return self.kept[k]
 
@@ -312,8 +310,7 @@ def worker_options(
     prefetch: int,  # batches ahead, of all workers together; 0: two of each
 ) -> dict:          # for a DataLoader
     "Settings under which workers neither hang nor start anew each epoch"
-    if not workers:
-        return {}
+    if not workers: return {}
     process = {"multiprocessing_context": "forkserver", "persistent_workers": True, "timeout": timeout}
     return {"num_workers": workers, "prefetch_factor": -(-prefetch // workers) or 2, **process}
 
@@ -326,8 +323,7 @@ def answered(
     try:
         yield from batches
     except RuntimeError as error:
-        if not str(error).startswith(("DataLoader timed out", "DataLoader worker")):
-            raise
+        if not str(error).startswith(("DataLoader timed out", "DataLoader worker")): raise
         said = str(error).splitlines()[0]
         raise GeosegError(f"a worker of the loader gave no batch within {timeout} s: {said}. Pass workers=0, or a longer timeout; a script "
                           "that starts workers needs the line if __name__ == '__main__', and each worker needs memory for its shards"
@@ -341,8 +337,7 @@ class TileLoader(DataLoader):
 
     def __iter__(self) -> Iterator:
         batches = super().__iter__()
-        if self.num_workers:
-            return answered(batches, self.timeout)
+        if self.num_workers: return answered(batches, self.timeout)
         return Ahead(batches, self.prefetch) if self.prefetch else batches
 
 # %% ../nbs/30_loader.ipynb #b29cb692
@@ -351,13 +346,12 @@ def fit_normaliser(
     split: pd.DataFrame,
     spec: LoaderSpec,
 ) -> Normaliser:
-    "The normaliser that a spec asks for, with statistics as given or else measured on the training part"
+    "The normaliser that a spec asks for, with statistics as given or else measured on the training part; an error where they fit no band"
     bands = [band for sensor in store.sensors for band in sensor.bands]
     if len(spec.mean) != len(spec.std) or len(spec.mean) not in (0, 1, len(bands)):
         raise GeosegError(f"mean {spec.mean} and std {spec.std}: give one number for each of {[b.name for b in bands]}")
     stats = Stats(spec.mean, spec.std) if spec.mean else None
-    if spec.normaliser == "mean_std" and stats is None:
-        stats = statistics(store, split)
+    if spec.normaliser == "mean_std" and stats is None: stats = statistics(store, split)
     return make_normaliser(spec.normaliser, stats, spec.clip, bands)
 
 # %% ../nbs/30_loader.ipynb #8c6d00b0
@@ -367,14 +361,13 @@ def make_sampler(
     spec: LoaderSpec,
     shuffle: bool,
 ):                        # BlockShuffle, or samples in order; None: all in order
-    "The order in which a loader takes its samples"
+    "The order in which a loader takes its samples; a balance without shuffling is refused"
     share = Share(spec.rank, spec.ranks, spec.batch_size)
     pick(BALANCES, spec.balance, "balance")
     if not shuffle and spec.balance != "none":
         raise Refused(f"balance {spec.balance!r} draws tiles at random, and this part is read in order; "
                       "pass balance='none', or shuffle=True", item="balance")
-    if not shuffle:
-        return share.of(range(len(dataset))) if spec.ranks > 1 else None
+    if not shuffle: return share.of(range(len(dataset))) if spec.ranks > 1 else None
     weights = drawing_weights(store, dataset.rows, spec)
     return BlockShuffle(dataset.shards, spec.mix_shards or dataset.fits, spec.seed, share, weights)
 
@@ -385,8 +378,7 @@ def drawing_weights(
     spec,                    # with balance, foreground, foreground_share
 ) -> np.ndarray | None:      # float [rows], of sum 1; None: every tile once
     "How often each training tile is drawn"
-    if spec.balance == "none":
-        return None
+    if spec.balance == "none": return None
     names = store.legend.names
     return tile_weights(class_pixels(store.index, names, rows), names, spec.balance, spec.foreground, spec.foreground_share)
 

@@ -81,14 +81,12 @@ PAUSES = 0.0, 0.1, 0.3, 1.0  # seconds before each look at a listing that lacks 
 def claims(
     claim: Claim,
 ) -> dict[str, dict]:  # key -> metadata, of this claim and all others
-    "What a listing shows of those who want a lock, once it shows the claim itself, which is written if it is not there"
+    "What a listing shows of those who want a lock, once it shows the claim itself, which is written if it is not there; else an error"
     for pause in PAUSES:
         time.sleep(pause)
-        if pause or not claim.place.exists(claim.key):
-            claim.write()
+        if pause or not claim.place.exists(claim.key): claim.write()
         found = listing(claim.place, f"{claim.folder}/")
-        if claim.key in found:
-            return found
+        if claim.key in found: return found
     raise GeosegError(f"{claim.place.url(claim.folder)}: its listing lacks what was just written; this server cannot lock", item=claim.folder)
 
 # %% ../nbs/02a_locks.ipynb #82042dac
@@ -98,8 +96,7 @@ def rivals(
     "Who else wants the lock or holds it; the claims of the dead are removed"
     found, alive = claims(claim), {}
     for key, meta in found.items():
-        if key == claim.key:
-            continue
+        if key == claim.key: continue
         holder = _holder(claim.place, key)
         if is_dead(holder) or _age(found[claim.key]["last_modified"], meta["last_modified"]) > EXPIRY:
             claim.place.remove(key)
@@ -125,8 +122,7 @@ def keep_alive(claim: Claim) -> None:
     while not claim.over.wait(BEAT):
         with suppress(GeosegError):
             claim.lost = claim.lost or not claim.place.exists(claim.key)
-            if claim.lost:
-                return
+            if claim.lost: return
             claim.write()
 
 
@@ -152,10 +148,8 @@ def object_lock(
     claim, over = Claim(place, folder), time.monotonic() + wait
     try:
         while others := rivals(claim):
-            if time.monotonic() > over:
-                raise _held(claim, next(iter(others.values())))
-            if min(others) < claim.key:
-                place.remove(claim.key)
+            if time.monotonic() > over: raise _held(claim, next(iter(others.values())))
+            if min(others) < claim.key: place.remove(claim.key)
             time.sleep(random.uniform(0.02, 0.3))
         with _alive(claim):
             yield claim
@@ -194,8 +188,7 @@ def _run_lock(folder, until):
             lock.__enter__()
             break
         except Refused:
-            if time.monotonic() > until:
-                raise
+            if time.monotonic() > until: raise
         time.sleep(random.uniform(0.02, 0.2))
     try:
         yield

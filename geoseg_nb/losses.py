@@ -46,7 +46,7 @@ def class_weights(
     counts: Sequence[int],  # labelled training pixels per class, in index order
     alpha: float = 1.0,     # 0 equal weights, 1 inverse to the frequency
 ) -> Tensor:                # float32 [classes]
-    "Class weights from pixel counts"
+    "Class weights from pixel counts; an error where nothing is labelled"
     counts = torch.as_tensor(counts, dtype=torch.float64)
     if not counts.sum() > 0:
         raise GeosegError("no labelled pixel to weigh the classes by; check the split and the legend's codes")
@@ -205,7 +205,7 @@ def read_term(
 def loss_terms(
     text: str,  # such as "cross_entropy + dice"
 ) -> list[Term]:
-    "The terms of a sum of losses"
+    "The terms of a sum of losses; one that is named twice or counts for nothing is refused"
     terms = [read_term(part, text) for part in str(text).split("+")]
     names = [t.name for t in terms]
     twice = [t.name for t in terms if names.count(t.name) > 1 or not t.factor]

@@ -23,7 +23,7 @@ SUFFIXES = (".tif", ".nc", ".gpkg")  # of maps, and of what is drawn from them
 
 def read_note(
     folder: Path,  # of maps
-) -> dict:  # the maker's values; maps: id -> print of its sources; failed: id -> reason
+) -> dict:  # the maker's values; maps: id -> fingerprint of its sources; failed: id -> reason
     "What a folder of maps knows of itself; empty where there is no note"
     note = folder / NOTE
     return loads_json(note.read_text(encoding="utf-8")) if note.is_file() else {}
@@ -49,7 +49,7 @@ def claim_maps(
     folder,  # where maps are to lie
     maker: dict,  # plain values
 ) -> Path:  # the folder, without maps of another maker
-    "A folder whose maps all have one maker"
+    "A folder whose maps all have one maker; one with maps that nobody noted is refused"
     folder, maker = resolve(folder), loads_json(dumps_json(maker))
     note = read_note(folder)
     if not note and (own := sorted(p.name for s in SUFFIXES for p in folder.glob(f"*{s}"))):
@@ -67,8 +67,7 @@ def file_prints(
     files: list[str],  # absolute paths
 ) -> list | None:  # path, bytes and time of change of each; None where there is no file, or one is missing
     "What tells whether files are still the same"
-    if not files or not all(map(os.path.isfile, files)):
-        return None
+    if not files or not all(map(os.path.isfile, files)): return None
     return [[f, os.stat(f).st_size, os.stat(f).st_mtime_ns] for f in files]
 
 
@@ -84,8 +83,7 @@ def list_maps(
         if path.exists() and id not in listed:
             raise Refused(f"{path} is not listed in {NOTE}, so it is no map of ours; move it away", item=id)
     for id, path in paths.items():
-        if prints[id] is None or listed.get(id) != prints[id]:
-            delete_map(path)
+        if prints[id] is None or listed.get(id) != prints[id]: delete_map(path)
     write_note(folder, note | {"maps": listed | prints, "failed": {}})
 
 # %% ../nbs/40a_mapfolder.ipynb #cff4b752
@@ -111,8 +109,7 @@ def copy_known(
 ) -> list[str]:  # ids of the maps that were copied
     "Takes over the maps of another folder that have the same maker and the same sources, where there is none yet"
     here, there, copied = read_note(folder), read_note(resolve(known)), []
-    if maker_of(here) != maker_of(there):
-        return copied
+    if maker_of(here) != maker_of(there): return copied
     for id, path in paths.items():
         source, listed = resolve(known) / path.name, here["maps"].get(id)
         same = listed is not None and there["maps"].get(id) == listed

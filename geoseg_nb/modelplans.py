@@ -26,7 +26,7 @@ from .checkpoint import Model, ModelCard
 from .core import Legend, Sensor
 from .dataplans import catalog_of, split_of, windows_over
 from .estimates import (
-    BUDGET, Plan, Probe, count_text, from_probe, known, size_text, spec_from, spread_over, timed_probe)
+    BUDGET, Plan, Probe, count_text, from_probe, known, size_text, spread_over, timed_probe)
 from .evaluate import EvaluateSpec, preflight
 from .launch import named_texts
 from .layout import StoreSpec
@@ -37,6 +37,7 @@ from .predict import PredictSpec, as_model
 from .strips import class_rows, device_and_precision, starts, window_plan
 from .products import Source
 from .scenes import Scene, open_scene, scene_of_row
+from .spec import spec_from
 from .split import assign
 from .stages import output
 from .storage import resolve

@@ -56,8 +56,7 @@ class Objects:
     def found(self, key: str) -> tuple[int, str]:
         "Size in bytes and stamp of an object that is there"
         seen = self.look(key)
-        if seen is None:
-            raise GeosegError(f"no object {key!r} in {self.name}", item=key)
+        if seen is None: raise GeosegError(f"no object {key!r} in {self.name}", item=key)
         return seen
 
 # %% ../nbs/01a_objects.ipynb #1877ad6f
@@ -84,7 +83,7 @@ def checked_endpoint(
     endpoint: str,  # "https://host:port"; "": that of AWS
     allow_http: bool = False,  # whether plain http may leave this machine
 ) -> str:  # without a slash at its end
-    "An endpoint without credentials, encrypted unless it is on this machine"
+    "An endpoint without credentials, encrypted unless it is on this machine; else Refused"
     parts = urlsplit(endpoint)
     if "@" in endpoint:
         raise Refused("an S3 endpoint holds no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
@@ -129,7 +128,7 @@ class Bucket(Objects):
 def bucket_settings(
     env: Mapping[str, str],  # the environment
 ) -> dict:  # endpoint, region, deadline, allow_http
-    "How S3 is reached, from the environment"
+    "How S3 is reached, from the environment; a deadline that is no number is refused"
     first = lambda names, default: next((env[name] for name in names if env.get(name)), default)  # noqa: E731
     seconds = first(["GEOSEG_S3_DEADLINE"], "30")
     if not re.fullmatch(r"\d+(\.\d+)?", seconds):
@@ -149,10 +148,8 @@ def fault(
     status = re.search(r"status code: (\d{3})", text)
     code = re.search(r"<Code>(\w{1,60})</Code>", text)
     kind = re.search(r"kind: (\w+)", text)
-    if status:
-        return int(status[1]), f"{status[1]} {code[1]}" if code else status[1]
-    if isinstance(error, FileNotFoundError):
-        return 404, "404"
+    if status: return int(status[1]), f"{status[1]} {code[1]}" if code else status[1]
+    if isinstance(error, FileNotFoundError): return 404, "404"
     words = {"Connect": "nobody answers there", "Timeout": "no answer in time", "Decode": "the answer was cut short"}
     first = text.splitlines()[0].rpartition(" - ")[2] if text else type(error).__name__
     first = words["Decode"] if "response body error" in first else first
@@ -186,7 +183,7 @@ def within(
     attempt: Callable[[float], object],  # seconds left -> value
     explain: Callable[[BaseException, str], Exception],  # error, how often it was tried -> what to raise
 ):  # what the attempt gave
-    "Tries until it succeeds, can no longer succeed, or the time is up"
+    "Tries until it succeeds; the explained error where it can no longer succeed or the time is up"
     errors = (OSError, require_extra("obstore", "s3").exceptions.BaseError)
     began = time.monotonic()
     for tries, pause in enumerate(pauses(), 1):
@@ -201,10 +198,8 @@ def within(
 
 # %% ../nbs/01a_objects.ipynb #bad23ef1
 def _advice(status, words, place) -> str:
-    if "NoSuchBucket" in words:
-        return f"make the bucket {place.bucket} first, or mend its name"
-    if "Skew" in words:
-        return "set this machine's clock"
+    if "NoSuchBucket" in words: return f"make the bucket {place.bucket} first, or mend its name"
+    if "Skew" in words: return "set this machine's clock"
     if status in (401, 403):
         return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, and what they may do in this bucket"
     if status in (301, 307, 400):
@@ -235,7 +230,7 @@ def client(
     seconds: float,  # a request's time limit
     tries: int = 0,  # how often it may try again by itself
 ):  # obstore.store.S3Store
-    "A client of a bucket, kept for as long as process and environment are the same"
+    "A client of a bucket, kept for as long as process and environment are the same; refused in a process forked from one that used S3"
     _used_by.add(os.getpid())
     if len(_used_by) > 1:
         raise Refused(f"{place.url()}: this process was forked from one that uses S3, where requests would hang; "
@@ -270,8 +265,7 @@ def request(
 def all_bytes(answer, size: int) -> bytes:
     "The bytes of an answer; fewer than it should have are an error"
     data = bytes(answer.bytes())
-    if len(data) != size:
-        raise OSError(f"read - {len(data)} of {size} bytes")
+    if len(data) != size: raise OSError(f"read - {len(data)} of {size} bytes")
     return data
 
 
@@ -286,8 +280,7 @@ def part(obstore, client, path, start, length) -> bytes:
     try:
         return bytes(obstore.get_range(client, path, start=start, length=length))
     except obstore.exceptions.GenericError as error:
-        if "non-partial" not in str(error):
-            raise
+        if "non-partial" not in str(error): raise
     return whole(obstore, client, path)[start : start + length]
 
 # %% ../nbs/01a_objects.ipynb #1089edb3
@@ -323,13 +316,12 @@ def first_look(obstore, client, path) -> bytes | tuple[int, str]:
 
 
 def version_part(obstore, client, path, start: int, facts: tuple[int, str]) -> bytes:
-    "One part of the version of an object that has this size and stamp"
+    "One part of the version of an object that has this size and stamp; an error where it was replaced"
     end = min(start + PART, facts[0])
     try:
         answer = obstore.get(client, path, options={"range": (start, end)})
     except obstore.exceptions.GenericError as error:
-        if "non-partial" not in str(error):
-            raise
+        if "non-partial" not in str(error): raise
         raise NoParts from None
     if facts_of(answer.meta) != facts:
         raise GeosegError(f"object {path} was replaced while it was read; run again", item=path)

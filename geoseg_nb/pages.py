@@ -108,7 +108,7 @@ def trimmed(
     png: bytes,
     name: str,  # for the error
 ):              # PIL image without its white border
-    "A picture as read from its bytes"
+    "A picture as read from its bytes; bytes of none are an error"
     from PIL import Image, ImageChops
 
     try: picture = Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB")
@@ -133,7 +133,7 @@ def compressed(
 def picture_block(
     png: bytes,
     caption: str,   # what it shows
-    scale: int = 1, # pixels of the picture per pixel of the page
+    scale: int = 1,  # pixels of the picture per pixel of the page
 ) -> Piece:
     "A picture with its caption"
     data, kind, width = compressed(png, caption)
@@ -282,7 +282,7 @@ def leaks(page: str) -> list[str]:
 def page_of(
     notebook,      # of `notebook_of`
 ) -> str:          # HTML
-    "One page without code that needs nothing but itself"
+    "One page without code that needs nothing but itself, else an error"
     hidden = {f"exclude_{what}": True for what in ("input", "input_prompt", "output_prompt", "anchor_links")}
     exporter = require_extra("nbconvert", "report").HTMLExporter(template_name="basic", **hidden)
     number, (body, _) = count(1), exporter.from_notebook_node(notebook)

@@ -19,7 +19,7 @@ import rasterio.warp
 import xarray as xr
 from rasterio.windows import Window as RasterWindow
 
-from .catalog import scan, strips
+from .catalog import scan
 from .core import (
     Band, GeosegError, Grid, GridMismatch, Refused, Sensor, grid_difference, pick, require_same_grid, warp_command)
 from .patterns import (  # noqa: F401  the options belong to the product
@@ -28,7 +28,7 @@ from .raster import (
     Pixels, by_file, coarser, grid_of, open_raster, read_pixels, repeated, row_grid, row_values, to_dataset, valid_mask)
 from .stages import Execution, run_items
 from .storage import resolve, sample_folder
-from .windows import Window
+from .windows import Window, row_windows
 
 Options = PairOptions
 
@@ -73,7 +73,7 @@ def equal_bands(
 ) -> bool:
     "Whether two bands of one size hold the same pixels"
     with open_raster(first[0]) as a, open_raster(second[0]) as b:
-        for window in strips(a.height, a.width):
+        for window in row_windows(a.height, a.width):
             area = RasterWindow(window.col, window.row, window.width, window.height)
             if a.read(first[1], window=area).tobytes() != b.read(second[1], window=area).tobytes():
                 return False
@@ -162,13 +162,12 @@ def prove_sensor(row: dict, options: PairOptions, sensor: SensorOptions) -> str:
             raise GeosegError(fault if path == row["image"] else f"{sensor.name} {path} {fault}")
         if path != row["image"]:
             done = onto_grid(row_grid(row), path, sensor.name, options, row["id"]) or done
-    if fault := twin_fault(files):
-        raise GeosegError(fault)
+    if fault := twin_fault(files): raise GeosegError(fault)
     return done
 
 # %% ../nbs/13_pairs.ipynb #5f18d4fd
 def prove(row: dict, options: PairOptions) -> Proof:
-    "One scene against the options"
+    "One scene against the options; a mask of several bands is an error"
     try:
         moved = [prove_sensor(row, options, sensor) for sensor in sensors_of(options)]
         if row["mask"]:
@@ -200,8 +199,7 @@ def sound_pairs(
     proofs = [o.value or Proof(o.reason) for o in outcomes]
     faults = [(row["id"], row["image"], proof.fault) for row, proof in zip(rows, proofs) if proof.fault]
     sound = np.array([not proof.fault for proof in proofs], dtype=bool)
-    if options.resample:
-        scenes = scenes.assign(resampled=[proof.resampled for proof in proofs])
+    if options.resample: scenes = scenes.assign(resampled=[proof.resampled for proof in proofs])
     return scenes[sound].reset_index(drop=True), pd.DataFrame(faults, columns=["id", "path", "reason"])
 
 # %% ../nbs/13_pairs.ipynb #6e4001e6
@@ -215,8 +213,7 @@ def refuse_incomplete(
     left: int,  # sound pairs
 ) -> None:
     "Raises one error that lists every problem, unless they may be skipped and something is left"
-    if problems.empty or options.on_missing == "skip" and left:
-        return
+    if problems.empty or options.on_missing == "skip" and left: return
     lines = [f"{id}: {path}: {reason}" for id, path, reason in problems.itertuples(index=False)]
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     head = f"{len(lines)} problems in {folder}, {left} sound pairs; mend or remove the files, or pass on_missing='skip'"
@@ -232,8 +229,7 @@ def catalog(
     options, execution = options or PairOptions(), execution or Execution()
     folder = resolve(root) if str(root) else sample_folder()
     table, alone = pair_table(folder, options)
-    if table.empty:
-        refuse_incomplete(alone, folder, options, 0)
+    if table.empty: refuse_incomplete(alone, folder, options, 0)
     columns = [slot.column for slot in slots(options)]
     scenes, broken = scan(table, columns, execution)
     scenes, strange = sound_pairs(scenes, options, execution)
@@ -325,7 +321,6 @@ def _read_label(row, options, grid, window):
     "Raw codes, and where a resampled mask without a nodata code holds any"
     method = options.resample.get("mask", "")
     image = read_pixels({"label": (row["mask"], 1)}, grid, window, row["id"], method)
-    if not method:
-        return image.values[0], True
+    if not method: return image.values[0], True
     with open_raster(row["mask"], row["id"]) as mask:
         return image.values[0], image.valid if mask.nodata is None else True

@@ -21,19 +21,19 @@ SERIES = ("#1f5a94", "#d1743a", "#4d8f5b", "#8a5a9e", "#b8963e", "#5f6b76", "#b6
 
 
 def axes_of(
-    ax: Axes | None, # axes to draw on, or None
-    size: tuple = (4.0, 2.8), # of a new figure, in inches
-) -> Axes: # `ax`, or the axes of a new figure
+    ax: Axes | None,  # axes to draw on, or None
+    size: tuple = (4.0, 2.8),  # of a new figure, in inches
+) -> Axes:  # `ax`, or the axes of a new figure
     "The given axes, or those of a new figure"
     return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def label_axes(
-    ax: Axes, # axes to label
-    x: str, # what the x axis shows, with its unit
-    y: str, # what the y axis shows, with its unit
-    title: str = "", # short; empty for none
-) -> Axes: # the same axes
+    ax: Axes,  # axes to label
+    x: str,  # what the x axis shows, with its unit
+    y: str,  # what the y axis shows, with its unit
+    title: str = "",  # short; empty for none
+) -> Axes:  # the same axes
     "Names and units on both axes, quiet ticks and spines"
     ax.set_xlabel(x, fontsize=8, color=INK)
     ax.set_ylabel(y, fontsize=8, color=INK)
@@ -45,18 +45,18 @@ def label_axes(
 
 # %% ../nbs/06a_panels.ipynb #469ef6b2
 def legend_cmap(
-    legend: Legend, # classes with their colours
-) -> ListedColormap: # call it with integer class indices
+    legend: Legend,  # classes with their colours
+) -> ListedColormap:  # call it with integer class indices
     "Class index to colour; an index outside the legend gets the grey of no data"
     return ListedColormap(legend.colours).with_extremes(over=NODATA, under=NODATA, bad=NODATA)
 
 # %% ../nbs/06a_panels.ipynb #3c27bb41
 def draw_image(
-    rgba: np.ndarray, # [h, w, 3 or 4] colours
-    ax: Axes | None = None, # where to draw
-    title: str = "", # above the panel
-    origin: tuple = (0, 0), # row and column of the scene that the image begins at
-) -> Axes: # the axes, measured in pixels of the scene
+    rgba: np.ndarray,  # [h, w, 3 or 4] colours
+    ax: Axes | None = None,  # where to draw
+    title: str = "",  # above the panel
+    origin: tuple = (0, 0),  # row and column of the scene that the image begins at
+) -> Axes:  # the axes, measured in pixels of the scene
     "A coloured image with rows and columns in pixels"
     ax = label_axes(axes_of(ax, (2.8, 2.8)), "column (px)", "row (px)", title)
     (top, left), (height, width) = origin, np.shape(rgba)[:2]
@@ -69,20 +69,20 @@ def draw_image(
 
 
 def draw_classes(
-    array: np.ndarray, # [h, w] class indices, 255 where there is none
-    legend: Legend, # names and colours
-    ax: Axes | None = None, # where to draw
-    title: str = "", # above the panel
-    origin: tuple = (0, 0), # row and column of the scene that the array begins at
-) -> Axes: # the axes
+    array: np.ndarray,  # [h, w] class indices, 255 where there is none
+    legend: Legend,  # names and colours
+    ax: Axes | None = None,  # where to draw
+    title: str = "",  # above the panel
+    origin: tuple = (0, 0),  # row and column of the scene that the array begins at
+) -> Axes:  # the axes
     "A class map in the colours of its legend"
     return draw_image(legend_cmap(legend)(np.asarray(array).astype(int), bytes=True), ax, title, origin)
 
 # %% ../nbs/06a_panels.ipynb #3fb87add
 def composite(
-    image: np.ndarray, # [b, h, w] in any unit, NaN where there is no data
-    bands: list[int] | None = None, # positions of three bands or of one; None: by their number
-) -> np.ndarray: # [h, w, 3] uint8
+    image: np.ndarray,  # [b, h, w] in any unit, NaN where there is no data
+    bands: list[int] | None = None,  # positions of three bands or of one; None: by their number
+) -> np.ndarray:  # [h, w, 3] uint8
     "Three channels for the eye: percentiles 2 to 98 of each channel, no data in grey"
     image = np.asarray(image, "float32")
     if bands is None and len(image) == 2:
@@ -97,8 +97,8 @@ def composite(
 
 
 def stretch(
-    channel: np.ndarray, # [h, w], NaN or inf where there is no data
-) -> np.ndarray: # [h, w] uint8, 0 at the 2nd and 255 at the 98th percentile
+    channel: np.ndarray,  # [h, w], NaN or inf where there is no data
+) -> np.ndarray:  # [h, w] uint8, 0 at the 2nd and 255 at the 98th percentile
     "The middle 96 % of a channel over the range of a byte"
     known = channel[np.isfinite(channel)]
     low, high = np.percentile(known, [2, 98]) if known.size else (0, 1)
@@ -107,11 +107,11 @@ def stretch(
 
 # %% ../nbs/06a_panels.ipynb #0f91fc40
 def draw_composite(
-    image: np.ndarray, # [b, h, w] in any unit, NaN where there is no data
-    ax: Axes | None = None, # where to draw
-    bands: list[int] | None = None, # positions of three bands or of one
-    title: str = "", # above the panel
-    origin: tuple = (0, 0), # row and column of the scene that the image begins at
-) -> Axes: # the axes
+    image: np.ndarray,  # [b, h, w] in any unit, NaN where there is no data
+    ax: Axes | None = None,  # where to draw
+    bands: list[int] | None = None,  # positions of three bands or of one
+    title: str = "",  # above the panel
+    origin: tuple = (0, 0),  # row and column of the scene that the image begins at
+) -> Axes:  # the axes
     "An image as the eye can read it"
     return draw_image(composite(image, bands), ax, title, origin)

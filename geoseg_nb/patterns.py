@@ -42,8 +42,7 @@ class SensorOptions(Spec):
     @field_validator("images")
     @classmethod
     def _names_the_id(cls, pattern):
-        if "{id}" not in pattern:
-            raise ValueError("it must hold {id}")
+        if "{id}" not in pattern: raise ValueError("it must hold {id}")
         return pattern
 
     @field_validator("name")
@@ -62,13 +61,12 @@ class SensorOptions(Spec):
 # %% ../nbs/12f_patterns.ipynb #9fdb430c
 def by_name(sensors):
     "Sensors given as name -> options as a list"
-    if not isinstance(sensors, dict):
-        return sensors
+    if not isinstance(sensors, dict): return sensors
     return [{**options, "name": name} if isinstance(options, dict) else options for name, options in sensors.items()]
 
 
 def distinct(sensors: list[SensorOptions]) -> list[SensorOptions]:
-    "Sensors of which neither two names nor two bands are equal"
+    "Sensors of which neither two names nor two bands are equal, else Refused"
     names = [s.name for s in sensors]
     owners = {}
     for s in sensors:
@@ -89,7 +87,7 @@ def grid_sensor(
     sensors: list[SensorOptions],
     grid: str = "",  # a name; empty: the first
 ) -> SensorOptions:
-    "The sensor whose pixels are the grid"
+    "The sensor whose pixels are the grid; Refused where its pixels are coarser"
     chosen = pick({s.name: s for s in sensors}, grid or sensors[0].name, "sensor for the grid")
     if chosen.ratio > 1:
         raise Refused(f"{chosen.name} has ratio {chosen.ratio}, so it is not the grid; name a sensor of ratio 1 as grid", item=chosen.name)
@@ -257,7 +255,7 @@ class Slot(NamedTuple):
 
 
 def slots(options: PairOptions) -> list[Slot]:
-    "The kinds of files of a scene, the one that gives the grid first"
+    "The kinds of files of a scene, the one that gives the grid first; Refused where two would share a column"
     sensors, found = sensors_of(options), {}
     for s in sensors:
         each = "{band}" in s.images
@@ -323,7 +321,7 @@ def place_of(
     id: str,
     options: PairOptions,
 ) -> str:
-    "The place that an id names"
+    "The place that an id names; an id that names none is refused"
     match = pattern_regex(options.place or "{place}").fullmatch(id)
     if not match:
         raise Refused(f"{id}: does not fit place={options.place!r}; change the pattern or leave it empty", item=id)
@@ -348,7 +346,7 @@ def pair_table(
     folder: Path,
     options: PairOptions,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # id, image, mask, ..., place, perhaps time; id, path, reason of the rest
-    "The scenes of a folder by id, and all that is not complete"
+    "The scenes of a folder by id, and all that is not complete; Refused where there is no folder"
     kinds, form = slots(options), options.date_format
     if not folder.is_dir():
         raise Refused(f"no folder {folder}; pass the folder that holds {kinds[0].pattern}", item=str(folder))

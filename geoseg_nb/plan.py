@@ -58,7 +58,7 @@ def scene_windows(
     catalog: pd.DataFrame,  # id, height, width of each scene
     plan: WindowPlan,
 ) -> pd.DataFrame:  # at (position in the catalog), row, col: one row a tile
-    "Every window of every scene, in the order of the catalog, each scene row by row"
+    "Every window of every scene, in the order of the catalog, each scene row by row; an error names an id that is listed twice"
     ids = catalog["id"].astype(str)
     twice = ids[ids.duplicated()].unique()
     if len(twice):
@@ -120,8 +120,7 @@ def group_shards(
 ) -> list[tuple[int, ...]]:  # shard numbers, ascending
     "Shards that start in the same strip of the same scene belong together; shuffled ones have no neighbours"
     first = index.iloc[::shard_tiles]
-    if order == "shuffled":
-        return [(k,) for k in range(len(first))]
+    if order == "shuffled": return [(k,) for k in range(len(first))]
     strip = list(zip(first["scene"], first["row"] // STRIP))
     return [tuple(group) for _, group in groupby(range(len(strip)), key=strip.__getitem__)]
 
@@ -130,9 +129,8 @@ def plan_tiles(
     spec: TileSpec,
     catalog: pd.DataFrame,  # id, height, width, crs, transform and what the product's reader needs
 ) -> tuple[geopandas.GeoDataFrame, list[Batch]]:  # the index; work items in order
-    "What a tiling run will do; nothing is read"
-    if not len(catalog):
-        raise Refused("the catalog is empty: there is nothing to tile")
+    "What a tiling run will do; nothing is read; an empty catalog is refused"
+    if not len(catalog): raise Refused("the catalog is empty: there is nothing to tile")
     index = plan_index(spec, catalog)
     ids = pd.Index(catalog["id"].astype(str))
     batches = []

@@ -25,11 +25,11 @@ ERRORS = {"correct": "#f0efec", "missed": "#d9541e", "false": "#7a2f8a", "wrong"
 
 
 def error_map(
-    label: np.ndarray, # [h, w] class indices
-    prediction: np.ndarray, # [h, w] class indices
-    ignore_index: int = 255, # no label, or no prediction
-    target: int | None = None, # class whose errors are told apart, or None
-) -> np.ndarray: # [h, w] position in ERRORS, 255 where nothing was judged
+    label: np.ndarray,  # [h, w] class indices
+    prediction: np.ndarray,  # [h, w] class indices
+    ignore_index: int = 255,  # no label, or no prediction
+    target: int | None = None,  # class whose errors are told apart, or None
+) -> np.ndarray:  # [h, w] position in ERRORS, 255 where nothing was judged
     "Correct 0, missed 1, false 2, wrong 3"
     wrong = np.asarray(label) != prediction
     errors = np.where(wrong, 3, 0).astype("uint8")
@@ -41,11 +41,11 @@ def error_map(
 
 # %% ../nbs/07_plots.ipynb #d275c00b
 def draw_row(
-    row: dict, # id, image [b,h,w], label [h,w], prediction [h,w]; note and origin (row, column) if there are
-    axes: np.ndarray, # four axes
-    legend: Legend, # names and colours
-    ignore_index: int, # no label, or no prediction
-    target: int | None, # class whose errors are told apart
+    row: dict,  # id, image [b,h,w], label [h,w], prediction [h,w]; note and origin (row, column) if there are
+    axes: np.ndarray,  # four axes
+    legend: Legend,  # names and colours
+    ignore_index: int,  # no label, or no prediction
+    target: int | None,  # class whose errors are told apart
 ) -> None:
     "Image, label, prediction and errors of one tile or scene"
     errors = error_map(row["label"], row["prediction"], ignore_index, target)
@@ -59,9 +59,9 @@ def draw_row(
 
 # %% ../nbs/07_plots.ipynb #04ced7b2
 def colour_key(
-    fig: Figure, # of panels
-    legend: Legend, # names and colours
-    more: dict | None = None, # name -> colour of what is shown besides the classes
+    fig: Figure,  # of panels
+    legend: Legend,  # names and colours
+    more: dict | None = None,  # name -> colour of what is shown besides the classes
 ) -> None:
     "One legend below all panels: the classes, what is shown besides them, and no data"
     parts = {**dict(zip(legend.names, legend.colours)), **(more or {}), "no data": NODATA}
@@ -72,19 +72,19 @@ def colour_key(
 
 def kinds_of_error(
     legend: Legend,
-    target: int | None, # class whose errors are told apart
-) -> dict[str, str]: # name -> colour
+    target: int | None,  # class whose errors are told apart
+) -> dict[str, str]:  # name -> colour
     "What the colours of an error map mean"
     names = ["wrong"] if target is None else [f"{kind} {legend.names[target]}" for kind in ("missed", "false")]
     return {name: ERRORS[name.split()[0]] for name in ["correct", *names]}
 
 # %% ../nbs/07_plots.ipynb #b47d62a5
 def plot_prediction(
-    rows: list[dict], # each: id, image [b,h,w], label [h,w], prediction [h,w]; note and origin (row, column) if there are
-    legend: Legend, # names and colours
-    ignore_index: int = 255, # no label, or no prediction
-    target: int | None = None, # class whose errors are told apart; None: the last of two classes
-) -> Figure: # a row of panels for each row
+    rows: list[dict],  # each: id, image [b,h,w], label [h,w], prediction [h,w]; note and origin (row, column) if there are
+    legend: Legend,  # names and colours
+    ignore_index: int = 255,  # no label, or no prediction
+    target: int | None = None,  # class whose errors are told apart; None: the last of two classes
+) -> Figure:  # a row of panels for each row
     "Image, label, prediction and error map with one legend"
     target = 1 if target is None and len(legend.names) == 2 else target
     tall = np.clip([r["label"].shape[0] / r["label"].shape[1] for r in rows], 0.5, 2)
@@ -104,8 +104,8 @@ def plot_prediction(
 
 # %% ../nbs/07_plots.ipynb #580b38ec
 def scale_ticks(
-    ax: Axes, # of a small copy of an image
-    step: int, # pixels of the image per pixel of the copy
+    ax: Axes,  # of a small copy of an image
+    step: int,  # pixels of the image per pixel of the copy
 ) -> None:
     "Ticks in pixels of the image"
     for axis in (ax.xaxis, ax.yaxis):
@@ -113,11 +113,11 @@ def scale_ticks(
 
 
 def plot_maps(
-    rows: list[dict], # each: id, classes [h, w] indices, and step (scene pixels per drawn pixel) if it is not 1
-    legend: Legend, # names and colours
-    columns: int = 3, # panels beside each other
-    title: str = "", # of the figure, such as how many of the maps are shown
-) -> Figure: # a panel for each map
+    rows: list[dict],  # each: id, classes [h, w] indices, and step (scene pixels per drawn pixel) if it is not 1
+    legend: Legend,  # names and colours
+    columns: int = 3,  # panels beside each other
+    title: str = "",  # of the figure, such as how many of the maps are shown
+) -> Figure:  # a panel for each map
     "Class maps with one legend"
     wide = min(columns, max(len(rows), 1))
     high = max(-(-len(rows) // wide), 1)
@@ -127,17 +127,16 @@ def plot_maps(
         scale_ticks(draw_classes(row["classes"], legend, ax, row["id"]), row.get("step", 1))
     for ax in axes.flat[len(rows):]:
         ax.remove()
-    if title:
-        fig.suptitle(title, fontsize=9, color=INK)
+    if title: fig.suptitle(title, fontsize=9, color=INK)
     colour_key(fig, legend)
     return fig
 
 # %% ../nbs/07_plots.ipynb #34b78530
 def plot_tiles(
-    images: np.ndarray, # [n, b, h, w] in any unit
-    labels: np.ndarray, # [n, h, w] class indices
-    legend: Legend, # names and colours
-) -> Figure: # two rows of n panels
+    images: np.ndarray,  # [n, b, h, w] in any unit
+    labels: np.ndarray,  # [n, h, w] class indices
+    legend: Legend,  # names and colours
+) -> Figure:  # two rows of n panels
     "Tiles above their labels, with one legend"
     fig, axes = plt.subplots(2, len(images), figsize=(1.0 * len(images), 2.5), layout="constrained", squeeze=False)
     for image, label, (above, below) in zip(images, labels, axes.T):
@@ -152,11 +151,11 @@ def plot_tiles(
 
 # %% ../nbs/07_plots.ipynb #2f7766fa
 def draw_series(
-    ax: Axes, # where to draw
-    table, # DataFrame with the column epoch
-    columns: list[str], # columns to draw, those that are there
-    label: str, # of the y axis, with its unit
-) -> Axes: # the axes
+    ax: Axes,  # where to draw
+    table,  # DataFrame with the column epoch
+    columns: list[str],  # columns to draw, those that are there
+    label: str,  # of the y axis, with its unit
+) -> Axes:  # the axes
     "Columns of a table of epochs as lines; gaps where nothing was measured"
     for name, colour in zip(columns, SERIES):
         known = table.dropna(subset=[name]) if name in table else table[:0]
@@ -165,16 +164,15 @@ def draw_series(
                     marker="o" if len(known) < 3 else None, markersize=3)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.grid(axis="y", color=FAINT, linewidth=0.5)
-    if len(ax.lines) > 1:
-        ax.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.4)
+    if len(ax.lines) > 1: ax.legend(fontsize=7, frameon=False, labelcolor=INK, handlelength=1.4)
     return label_axes(ax, "epoch", label)
 
 
 def mark_best(
-    ax: Axes, # with the monitored curve drawn
-    table, # DataFrame with epoch and the column
-    column: str, # what is monitored, higher is better
-) -> Axes: # the axes
+    ax: Axes,  # with the monitored curve drawn
+    table,  # DataFrame with epoch and the column
+    column: str,  # what is monitored, higher is better
+) -> Axes:  # the axes
     "The best epoch, with its value"
     if column in table and table[column].notna().any():
         best = table.loc[table[column].idxmax()]
@@ -186,9 +184,9 @@ def mark_best(
 
 # %% ../nbs/07_plots.ipynb #9db61e08
 def plot_curves(
-    table, # DataFrame: epoch, train/loss, val/loss, val/iou, lr; those that are there are drawn
-    score: str = "val/iou", # monitored column
-) -> np.ndarray: # three axes: loss, score, learning rate
+    table,  # DataFrame: epoch, train/loss, val/loss, val/iou, lr; those that are there are drawn
+    score: str = "val/iou",  # monitored column
+) -> np.ndarray:  # three axes: loss, score, learning rate
     "Learning curves, a panel a unit"
     _, axes = plt.subplots(1, 3, figsize=(8.4, 2.4), layout="constrained")
     draw_series(axes[0], table, ["train/loss", "val/loss"], "loss (per pixel)")
@@ -201,20 +199,19 @@ def plot_curves(
 
 # %% ../nbs/07_plots.ipynb #a979a6eb
 def short_count(
-    n: float, # how many
-) -> str: # "812", "13.4 k", "2.10 M"
+    n: float,  # how many
+) -> str:  # "812", "13.4 k", "2.10 M"
     "A count in three digits"
     for scale, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if n >= scale:
-            return f"{n / scale:.3g}{unit}"
+        if n >= scale: return f"{n / scale:.3g}{unit}"
     return f"{n:.0f}"
 
 
 def plot_confusion(
-    matrix: np.ndarray, # [classes, classes] counts, rows = label
-    names: list[str], # of the classes
-    ax: Axes | None = None, # where to draw
-) -> Axes: # the axes
+    matrix: np.ndarray,  # [classes, classes] counts, rows = label
+    names: list[str],  # of the classes
+    ax: Axes | None = None,  # where to draw
+) -> Axes:  # the axes
     "Shares of each row as colour, shares and counts as text"
     matrix, n = np.asarray(matrix), len(names)
     total = matrix.sum(1, keepdims=True)
@@ -235,9 +232,9 @@ def plot_confusion(
 
 # %% ../nbs/07_plots.ipynb #4198bdf1
 def plot_iou(
-    table, # DataFrame: name, iou, support (pixels), colour, and baseline if there is one
-    ax: Axes | None = None, # where to draw
-) -> Axes: # the axes
+    table,  # DataFrame: name, iou, support (pixels), colour, and baseline if there is one
+    ax: Axes | None = None,  # where to draw
+) -> Axes:  # the axes
     "IoU of each class with its support, and the baseline as a stroke"
     ax = axes_of(ax, (4.6, 0.9 + 0.42 * len(table)))
     y = np.arange(len(table))
@@ -256,10 +253,10 @@ def plot_iou(
 
 # %% ../nbs/07_plots.ipynb #ad6d7a2b
 def plot_balance(
-    table, # DataFrame: part, class, count (pixels), colour
-    ax: Axes | None = None, # where to draw
-    by: str = "part", # what the bars are: the name of the axis, and of the column where the table has it
-) -> Axes: # the axes
+    table,  # DataFrame: part, class, count (pixels), colour
+    ax: Axes | None = None,  # where to draw
+    by: str = "part",  # what the bars are: the name of the axis, and of the column where the table has it
+) -> Axes:  # the axes
     "Share of each class in each part, in the legend's colours"
     column = by if by in table else "part"
     parts = list(dict.fromkeys(table[column]))
@@ -283,10 +280,10 @@ def plot_balance(
 
 # %% ../nbs/07_plots.ipynb #037c7ba7
 def plot_footprints(
-    catalog, # GeoDataFrame in EPSG:4326
-    column: str = "id", # whose values are told apart by colour
-    ax: Axes | None = None, # where to draw
-) -> Axes: # the axes, in degrees
+    catalog,  # GeoDataFrame in EPSG:4326
+    column: str = "id",  # whose values are told apart by colour
+    ax: Axes | None = None,  # where to draw
+) -> Axes:  # the axes, in degrees
     "Where the rows of a catalog lie"
     ax = axes_of(ax, (5.6, 2.9))
     values = list(dict.fromkeys(catalog[column]))
@@ -306,11 +303,11 @@ def plot_footprints(
 
 # %% ../nbs/07_plots.ipynb #dcffc800
 def plot_window_sizes(
-    table, # DataFrame: window (px), the score's column, and trained (bool) if known
-    column: str = "iou", # the score, 0 to 1
-    ax: Axes | None = None, # where to draw
-    name: str = "", # of the score on the axis, "IoU of water"; empty: the column's
-) -> Axes: # the axes
+    table,  # DataFrame: window (px), the score's column, and trained (bool) if known
+    column: str = "iou",  # the score, 0 to 1
+    ax: Axes | None = None,  # where to draw
+    name: str = "",  # of the score on the axis, "IoU of water"; empty: the column's
+) -> Axes:  # the axes
     "A score against the window size at prediction, with its values"
     table = table.sort_values("window")
     ax = axes_of(ax, (3.6, 2.5))

@@ -42,8 +42,7 @@ class PolygonSpec(Spec):
     @field_validator("priority")
     @classmethod
     def _each_once(cls, priority):
-        if len(set(priority)) < len(priority):
-            raise ValueError("a code is listed twice")
+        if len(set(priority)) < len(priority): raise ValueError("a code is listed twice")
         return priority
 
 
@@ -54,7 +53,7 @@ def read_polygons(
     source,  # a file, or a GeoDataFrame
     layer: str = "",  # of a file with several; empty: the only one
 ) -> gpd.GeoDataFrame:  # with a CRS
-    "Polygons as they were drawn"
+    "Polygons as they were drawn; without a CRS, or with lines or points among them, refused"
     if isinstance(source, gpd.GeoDataFrame):
         polygons, name = source, "polygons"
     else:
@@ -71,8 +70,7 @@ def read_polygons(
 
 def _read_file(path, layer):
     reason = plain_reason(path)
-    if reason:
-        raise file_error(path, reason)
+    if reason: raise file_error(path, reason)
     try:
         layers = list(gpd.list_layers(path)["name"])
         if not layer and len(layers) != 1:
@@ -87,8 +85,7 @@ def polygon_codes(
     spec: PolygonSpec,
 ) -> np.ndarray:  # raw codes, one a polygon
     "The code of every polygon"
-    if not spec.attribute:
-        return np.full(len(polygons), spec.code)
+    if not spec.attribute: return np.full(len(polygons), spec.code)
     values = polygons[pick({str(c): c for c in polygons}, spec.attribute, "column of the polygons")]
     if spec.codes:
         texts = values.astype(str)
@@ -128,9 +125,8 @@ def moved(
     here: str,  # their CRS
     there: str,  # CRS of the grid
 ) -> np.ndarray:  # the same polygons there
-    "Polygons brought to a CRS, their edges following"
-    if gpd.GeoSeries([], crs=here).crs.equals(there, ignore_axis_order=True):
-        return shapes
+    "Polygons brought to a CRS, their edges following; those that have no place there are refused"
+    if gpd.GeoSeries([], crs=here).crs.equals(there, ignore_axis_order=True): return shapes
     west, south, east, north = shapely.bounds(shapes).T
     reach = np.nan_to_num(np.maximum(east - west, north - south), nan=1.0)
     found = gpd.GeoSeries(shapely.segmentize(shapes, np.maximum(reach, 1e-12) / 64), crs=here).to_crs(there).to_numpy()
@@ -145,8 +141,7 @@ def extent_of(
     grid: Grid | Swath,
 ):  # polygon in the CRS of the grid
     "The ground of a grid"
-    if isinstance(grid, Swath):
-        return ground_of(pixel_corners(read_coordinates(grid)))
+    if isinstance(grid, Swath): return ground_of(pixel_corners(read_coordinates(grid)))
     return outlines([grid.transform], [[0, grid.height]], [[0, grid.width]])[0]
 
 # %% ../nbs/12d_polygons.ipynb #58eb2eba
@@ -155,7 +150,7 @@ def placed(
     crs: str,  # theirs
     grid: Grid | Swath,
 ) -> tuple[np.ndarray, np.ndarray]:  # polygons in the CRS of the grid; bool: which of them meet it
-    "Polygons where the grid is, and those that lie outside told apart"
+    "Polygons where the grid is, and those that lie outside told apart; Refused where x and y look exchanged"
     extent, found = extent_of(grid), moved(shapes, crs, grid.crs)
     if isinstance(grid, Swath):
         found = np.array([on_map(shape) if np.abs(shape.bounds[::2]).max() > 180 else shape for shape in found], dtype=object)
@@ -231,9 +226,8 @@ def burn_order(
     codes: np.ndarray,  # of the polygons
     spec: PolygonSpec,
 ) -> np.ndarray:  # numbers of the polygons, those that win last
-    "The order of burning"
-    if not spec.priority:
-        return np.arange(len(codes))
+    "The order of burning; a priority that lacks a code is refused"
+    if not spec.priority: return np.arange(len(codes))
     strange = sorted(set(codes.tolist()) - set(spec.priority))
     if strange:
         raise Refused(f"priority {spec.priority} lacks the codes {strange} of polygons; list every code", item="priority")

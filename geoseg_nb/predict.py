@@ -36,11 +36,10 @@ from .swath import flag_meanings, grid_of_row
 
 # %% ../nbs/42_predict.ipynb #0750e01b
 def as_model(
-    model, # a Model, or its folder
+    model,  # a Model, or its folder
 ) -> Model:
     "A model, loaded if it is named by its folder and was not loaded last"
-    if not isinstance(model, (str, Path)):
-        return model
+    if not isinstance(model, (str, Path)): return model
     card = resolve(model) / "model.json"
     return _loaded(str(resolve(model)), card.stat().st_mtime_ns if card.is_file() else 0)
 
@@ -51,10 +50,10 @@ def _loaded(folder: str, changed: int) -> Model:
 
 
 def predict(
-    model, # a Model, or its folder
-    image: xr.DataArray, # [band, y, x]; the first coordinate names the bands
+    model,  # a Model, or its folder
+    image: xr.DataArray,  # [band, y, x]; the first coordinate names the bands
     spec: PredictSpec = DEFAULT,
-) -> xr.DataArray: # uint8 [y, x] class indices, the legend's ignore_index where there is no data
+) -> xr.DataArray:  # uint8 [y, x] class indices, the legend's ignore_index where there is no data
     "The classes of an image, with its coordinates and its CRS"
     model = as_model(model)
     scene = open_scene(image, model.bands)
@@ -66,16 +65,16 @@ def predict(
 
 # %% ../nbs/42_predict.ipynb #d9387abe
 def sources_of(
-    scene, # what `open_scene` takes
-) -> list[str]: # absolute paths; none of what lies in memory
+    scene,  # what `open_scene` takes
+) -> list[str]:  # absolute paths; none of what lies in memory
     "The files that a scene is read from"
     paths = [scene] if isinstance(scene, (str, Path)) else scene
     return [str(resolve(p)) for p in paths] if isinstance(paths, (list, tuple)) else []
 
 
 def refuse_overwriting(
-    outs: list[Path], # where maps are to appear
-    files: list[str], # that scenes are read from
+    outs: list[Path],  # where maps are to appear
+    files: list[str],  # that scenes are read from
 ) -> None:
     "A map must not take the place of its own input"
     taken = {os.path.realpath(f) for f in files}
@@ -94,11 +93,11 @@ def probabilities_of(path) -> Path:
 
 def placed_scene(
     model: Model,
-    scene, # what `open_scene` takes
-    out: Path, # of the map
+    scene,  # what `open_scene` takes
+    out: Path,  # of the map
     spec: PredictSpec,
 ) -> Scene:
-    "A scene that a map can be made of"
+    "A scene that a map can be made of; one without a CRS is refused"
     for path in (out, probabilities_of(out)):
         refuse_overwriting([path], sources_of(scene))
     scene = open_scene(scene, model.bands)
@@ -111,11 +110,11 @@ def placed_scene(
 
 # %% ../nbs/42_predict.ipynb #4f499de0
 def predict_scene(
-    model, # a Model, or its folder
-    scene, # path, list of paths of one scene, Dataset, DataArray or Scene
-    out, # the file to appear, whole or not at all: GeoTIFF, netCDF for a swath
+    model,  # a Model, or its folder
+    scene,  # path, list of paths of one scene, Dataset, DataArray or Scene
+    out,  # the file to appear, whole or not at all: GeoTIFF, netCDF for a swath
     spec: PredictSpec = DEFAULT,
-) -> Path: # of the map
+) -> Path:  # of the map
     "A class map of a scene of any size, and its probabilities where the spec wants them"
     model, out = as_model(model), resolve(out)
     scene = placed_scene(model, scene, out, spec)
@@ -126,11 +125,11 @@ def predict_scene(
 
 # %% ../nbs/42_predict.ipynb #a66b4b33
 def predict_probabilities(
-    model, # a Model, or its folder
-    scene, # what `predict_scene` takes
-    out, # the class map that they belong to
+    model,  # a Model, or its folder
+    scene,  # what `predict_scene` takes
+    out,  # the class map that they belong to
     spec: PredictSpec = DEFAULT,
-) -> Path: # of the probabilities
+) -> Path:  # of the probabilities
     "The probabilities of a scene whose class map is there already"
     model, out = as_model(model), resolve(out)
     scene, path = placed_scene(model, scene, out, spec), probabilities_of(out)
@@ -141,9 +140,9 @@ def predict_probabilities(
 
 # %% ../nbs/42_predict.ipynb #2a325926
 def overview(
-    path, # a class map
-    pixels: int = 512, # longest edge of the copy
-) -> dict: # id, classes [h, w], step: what `plots.plot_maps` draws
+    path,  # a class map
+    pixels: int = 512,  # longest edge of the copy
+) -> dict:  # id, classes [h, w], step: what `plots.plot_maps` draws
     "A small copy of a class map, nearest neighbour, from the file's own overviews"
     if Path(path).suffix == MAPS["swath"].suffix:
         return {"id": Path(path).stem} | dict(zip(("classes", "step"), thinned(path, pixels)))
@@ -154,8 +153,8 @@ def overview(
 
 # %% ../nbs/42_predict.ipynb #4875d4b2
 def model_hash(
-    model: Model, # whatever it was loaded from
-) -> str: # 12 hex digits
+    model: Model,  # whatever it was loaded from
+) -> str:  # 12 hex digits
     "The identity of a model: weights, normalisation, bands and legend"
     digest = hashlib.sha256(dumps_json([model.card.normaliser, model.card.legend, model.bands]).encode())
     for name, tensor in sorted(model.network.state_dict().items()):
@@ -166,7 +165,7 @@ def model_hash(
 def maker_of_maps(
     model: Model,
     spec: PredictSpec,
-) -> dict: # plain values
+) -> dict:  # plain values
     "All that decides a map besides its image"
     _, precision = device_and_precision(model, spec)
     averaging = {} if spec.averaging == "none" else {"averaging": spec.averaging}
@@ -174,10 +173,10 @@ def maker_of_maps(
 
 
 def map_folder(
-    folder, # where maps are to lie
+    folder,  # where maps are to lie
     model: Model,
     spec: PredictSpec,
-) -> Path: # the folder, without maps of another model or spec
+) -> Path:  # the folder, without maps of another model or spec
     "A folder whose maps all come from one model and one spec"
     return claim_maps(folder, maker_of_maps(model, spec))
 
@@ -186,34 +185,33 @@ ONE = Execution(workers=1)
 
 
 def map_scene(
-    model, # a Model, or its folder
+    model,  # a Model, or its folder
     spec: PredictSpec,
-    item: tuple, # id, what `open_scene` takes or a function that gives it, path of the map
+    item: tuple,  # id, what `open_scene` takes or a function that gives it, path of the map
 ) -> Path:
     "One item of `predict_all`, wherever it is computed; a map that is there is kept"
     _, scene, path = item
     scene = scene() if callable(scene) else scene
-    if not path.exists():
-        return predict_scene(model, scene, path, spec)
+    if not path.exists(): return predict_scene(model, scene, path, spec)
     predict_probabilities(model, scene, path, spec)
     return path
 
 
 def is_mapped(
     spec: PredictSpec,
-    item: tuple, # of `map_scene`
-) -> Path | None: # of the map
+    item: tuple,  # of `map_scene`
+) -> Path | None:  # of the map
     "Whether nothing of an item is missing"
     path = item[2]
     return path if path.exists() and (not spec.probabilities or probabilities_of(path).exists()) else None
 
 # %% ../nbs/42_predict.ipynb #efde2a6c
 def keep_account(
-    folder: Path, # of maps
+    folder: Path,  # of maps
     maker: dict,
-    paths: dict, # id -> its map
-    prints: dict, # id -> what it is made from, or None
-    known: list, # folders to copy from
+    paths: dict,  # id -> its map
+    prints: dict,  # id -> what it is made from, or None
+    known: list,  # folders to copy from
 ) -> None:
     "Leaves in a folder what is still right, and takes over what another one has"
     folder = claim_maps(folder, maker)
@@ -223,9 +221,9 @@ def keep_account(
 
 
 def claim_folder(
-    folder: Path, # of class maps, held by this process
+    folder: Path,  # of class maps, held by this process
     maker: dict,
-    paths: dict, # id -> its map
+    paths: dict,  # id -> its map
     prints: dict,
     spec: PredictSpec,
 ) -> None:
@@ -237,13 +235,13 @@ def claim_folder(
 
 # %% ../nbs/42_predict.ipynb #cd6547ef
 def predict_all(
-    model, # a Model, or its folder
-    scenes: dict, # id -> what `open_scene` takes, or a function that gives it
-    folder, # maps are <folder>/<id>.tif, .nc of swaths
+    model,  # a Model, or its folder
+    scenes: dict,  # id -> what `open_scene` takes, or a function that gives it
+    folder,  # maps are <folder>/<id>.tif, .nc of swaths
     spec: PredictSpec = DEFAULT,
     execution: Execution = ONE,
-    prints: dict | None = None, # id -> what its map is made from; None: `file_prints` of the scenes that are files
-) -> list[Path]: # of the maps, in the order of the scenes
+    prints: dict | None = None,  # id -> what its map is made from; None: `file_prints` of the scenes that are files
+) -> list[Path]:  # of the maps, in the order of the scenes
     "A map of every scene; those that are there already and made from the same files are kept"
     kinds = {id: map_kind(getattr(scene, "grid", None)) for id, scene in scenes.items()}
     paths = {id: inside(resolve(folder), f"{safe_name(id)}{kind.suffix}") for id, kind in kinds.items()}
@@ -263,9 +261,9 @@ def predict_all(
 
 # %% ../nbs/42_predict.ipynb #e7ba734d
 def row_prints(
-    row, # of a catalog
-    reader: Callable, # its options count as well
-) -> list | None: # None where the row names no file
+    row,  # of a catalog
+    reader: Callable,  # its options count as well
+) -> list | None:  # None where the row names no file
     "What the map of a row is made from"
     named = [str(resolve(v)) for v in unlabelled(row).values() if isinstance(v, str) and os.path.isfile(resolve(v))]
     prints = file_prints(named)
@@ -277,7 +275,7 @@ class RowScene:
     "A row of a catalog as a scene that is opened where it is predicted"
 
     row: object
-    reader: Callable # (row, bands, window) -> Dataset
+    reader: Callable  # (row, bands, window) -> Dataset
     bands: tuple
 
     @property
@@ -289,14 +287,14 @@ class RowScene:
 
 
 def predict_catalog(
-    model, # a Model, or its folder
-    catalog, # GeoDataFrame, one row a scene
-    reader: Callable, # (row, bands, window) -> Dataset, of products.reader
-    folder, # maps are <folder>/<id>.tif, .nc of swaths
+    model,  # a Model, or its folder
+    catalog,  # GeoDataFrame, one row a scene
+    reader: Callable,  # (row, bands, window) -> Dataset, of products.reader
+    folder,  # maps are <folder>/<id>.tif, .nc of swaths
     spec: PredictSpec = DEFAULT,
     execution: Execution = ONE,
-) -> list[Path]: # of the maps, in the order of the catalog
-    "A map of every scene of a catalog, read through its product"
+) -> list[Path]:  # of the maps, in the order of the catalog
+    "A map of every scene of a catalog, read through its product; an id given twice is refused"
     rows, bands = [row for _, row in catalog.iterrows()], as_model(model).bands
     opened = {row["id"]: RowScene(row, reader, tuple(bands)) for row in rows}
     if len(opened) < len(rows):
@@ -306,13 +304,13 @@ def predict_catalog(
 
 # %% ../nbs/42_predict.ipynb #b06f9764
 def predict_files(
-    model, # a Model, or its folder
-    files: list, # one raster a scene
-    folder, # maps are <folder>/<stem of the file>.tif, .nc of swaths
+    model,  # a Model, or its folder
+    files: list,  # one raster a scene
+    folder,  # maps are <folder>/<stem of the file>.tif, .nc of swaths
     spec: PredictSpec = DEFAULT,
     execution: Execution = ONE,
-) -> list[Path]: # of the maps, in the order of the files
-    "A map of every file"
+) -> list[Path]:  # of the maps, in the order of the files
+    "A map of every file; two files of one name are refused"
     stems = [Path(file).stem for file in files]
     double = sorted({s for s in stems if stems.count(s) > 1})
     if double:

@@ -22,8 +22,7 @@ def make_ahead(
     "Makes batches until there are no more or nobody wants them"
     for number in count(1):
         slots.acquire()
-        if stop.is_set():
-            return
+        if stop.is_set(): return
         try:
             made.put((next(batches), None))
         except BaseException as error:
@@ -45,10 +44,8 @@ class Ahead:
         return self
 
     def __next__(self):
-        if self.stop.is_set():
-            raise StopIteration
-        if not self.thread.ident:
-            self.thread.start()
+        if self.stop.is_set(): raise StopIteration
+        if not self.thread.ident: self.thread.start()
         batch, error = self.made.get()
         if error is not None:
             self.close()
@@ -60,9 +57,7 @@ class Ahead:
         "Ends the thread once the batch that it is making is made; batches that nobody took are dropped"
         self.stop.set()
         self.slots.release()
-        if self.thread.ident and self.thread is not threading.current_thread():
-            self.thread.join()
+        if self.thread.ident and self.thread is not threading.current_thread(): self.thread.join()
 
     def __del__(self):
-        if not sys.is_finalizing():
-            self.close()
+        if not sys.is_finalizing(): self.close()

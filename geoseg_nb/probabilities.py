@@ -20,11 +20,11 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
 from .core import GeosegError, Grid, Legend
-from .maps import MAPS
-from .raster import ROWS, file_error, open_raster, tile_edge
+from .maps import MAPS, begin_swath
+from .raster import file_error, open_raster, tile_edge
 from .storage import atomic_file, resolve
-from .swath import SWATH, Swath, open_netcdf, physical, swath_coords
-from .windows import Window
+from .swath import SWATH, Swath, open_netcdf, physical
+from .windows import ROWS, Window
 
 # %% ../nbs/12g_probabilities.ipynb #3bab3eb7
 PERCENT, UNKNOWN = 0.01, 255
@@ -57,13 +57,11 @@ class TileRows:
             part = block[:, :ROWS - self.held]
             self.buffer[:, self.held:self.held + part.shape[1]] = part
             self.held, block = self.held + part.shape[1], block[:, part.shape[1]:]
-            if self.held == ROWS:
-                self.flush()
+            if self.held == ROWS: self.flush()
 
     def flush(self) -> None:
         "Hands on what is held"
-        if self.held:
-            self.write(self.row, self.buffer[:, :self.held])
+        if self.held: self.write(self.row, self.buffer[:, :self.held])
         self.row, self.held = self.row + self.held, 0
 
 # %% ../nbs/12g_probabilities.ipynb #1320debf
@@ -73,7 +71,7 @@ def cog_writer(
     grid: Grid,
     legend: Legend,
 ):  # yields write(first row, uint8 [class, rows, width])
-    "A cloud-optimised GeoTIFF of one band a class"
+    "A cloud-optimised GeoTIFF of one band a class; an error names the file where it cannot be written"
     n, loose = len(legend.names), path.with_name("rows.tif~")
     profile = {"height": grid.height, "width": grid.width, "crs": grid.crs, "transform": rasterio.Affine(*grid.transform)}
     try:
@@ -96,11 +94,7 @@ def netcdf_writer(
 ):  # yields write(first row, uint8 [class, rows, width])
     "A CF netCDF file of one layer a class"
     with h5netcdf.File(path, "w") as target:
-        target.dimensions = {"class": len(legend.names), "y": grid.height, "x": grid.width}
-        target.attrs.update(Conventions="CF-1.10", title=path.stem, source="geoseg_nb", history="written by geoseg_nb")
-        packed = {"chunks": tuple(min(n, ROWS) for n in (grid.height, grid.width)), "compression": "gzip", "shuffle": True}
-        for name, (dims, values, attrs) in swath_coords(grid, path.name).items():
-            target.create_variable(name, dims, data=values, fillvalue=np.nan, **packed).attrs.update(attrs)
+        packed = begin_swath(target, grid, path.name, **{"class": len(legend.names)})
         names = target.create_variable("class_name", ("class",), data=np.array(legend.names, object), dtype=h5py.string_dtype())
         names.attrs["long_name"] = "name of the class"
         layers = target.create_variable("probability", ("class", "y", "x"), "uint8", fillvalue=np.uint8(UNKNOWN),
@@ -122,7 +116,7 @@ def probability_file(
     grid: Grid | Swath,
     legend: Legend,
 ):  # yields add(float [class, rows, width]): 0 to 1, NaN where unknown, from top to bottom
-    "The probabilities of a scene, as they come"
+    "The probabilities of a scene, as they come; an error where rows are missing in the end"
     path = resolve(path)
     with atomic_file(path) as temporary, WRITERS[type(grid)](temporary, grid, legend) as write:
         rows = TileRows(write, len(legend.names), grid.width)

@@ -40,15 +40,14 @@ CONTRACT = {
 def product(
     name: str,  # a key of PRODUCTS
 ) -> ModuleType:
-    "The module of a product, imported now and checked against the contract"
+    "The module of a product, imported now; refused where it is missing or breaks the contract"
     where = pick(PRODUCTS, name, "product")
     try:
         module = import_module(where)
     except ModuleNotFoundError as error:
         raise Refused(f"product {name}: {error}; is {where} installed?", item=name) from None
     lacks = [f"{part} ({what})" for part, what in CONTRACT.items() if not hasattr(module, part)]
-    if lacks:
-        raise Refused(f"product {name}: {where} lacks {'; '.join(lacks)}", item=name)
+    if lacks: raise Refused(f"product {name}: {where} lacks {'; '.join(lacks)}", item=name)
     return module
 
 # %% ../nbs/19_products.ipynb #6cccd9ed
@@ -86,7 +85,7 @@ def catalog(
     spec: CatalogSpec,
     execution: Execution | None = None,
 ) -> gpd.GeoDataFrame:  # one row a scene; attrs["skipped"]: what was left out, with reasons
-    "The catalog of the product, folder and options that a spec names"
+    "The catalog of the product, folder and options that a spec names; a file name that is no text is refused"
     options = product_options(spec.product, {"on_missing": spec.on_error, **spec.options})
     try:
         return product(spec.product).catalog(spec.root, options, execution)
@@ -142,7 +141,7 @@ def hand_over(
 def received(
     result: dict,  # result.json of a catalog job
 ) -> Source:
-    "The source that an earlier catalog job handed over"
+    "The source that an earlier catalog job handed over; Refused where its record lacks something"
     given = result.get("outputs", {})
     lacks = [key for key in ("product", "options", "legend") if key not in given]
     if lacks:

@@ -108,7 +108,7 @@ def new_step(
     around: list[dict],  # the steps that are open, outermost first
     meta: dict,  # what the caller wants to keep with it
 ) -> dict:
-    "The entry of a step that begins now"
+    "The entry of a step that begins now; an error where a given name is one that is measured"
     taken = [key for key in meta if key in STEP_FIELDS]
     if taken:
         raise GeosegError(f"step {name}: {', '.join(taken)} is measured and cannot be given", item=name)

@@ -50,7 +50,7 @@ def block_reliability(
     legend: Legend,
     name: str = "scene",  # that an error is about
 ) -> Reliability:
-    "The counts of a block"
+    "The counts of a block; labelled pixels without a probability are an error"
     target, nodata = block.target, legend.ignore_index
     silent = int(((target != nodata) & ~np.isfinite(scores).all(0)).sum())
     if silent:

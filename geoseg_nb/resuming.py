@@ -47,8 +47,7 @@ def torn(
     "What is wrong with a checkpoint; one that holds code is Refused"
     try:
         with zipfile.ZipFile(path) as parts:
-            if bad := parts.testzip():
-                return f"the checksum of {bad} fails"
+            if bad := parts.testzip(): return f"the checksum of {bad} fails"
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return ""
     except UnpicklingError:
@@ -65,8 +64,7 @@ def step_aside(
     folder: Path,  # checkpoints/
 ) -> None:
     "Makes the last checkpoint the previous one"
-    if (folder / LAST).is_file():
-        os.replace(folder / LAST, folder / PREVIOUS)
+    if (folder / LAST).is_file(): os.replace(folder / LAST, folder / PREVIOUS)
 
 
 def resumable(
@@ -75,8 +73,7 @@ def resumable(
     "The newest whole checkpoint"
     there = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
     for path in there:
-        if not (problem := torn(path)):
-            return path
+        if not (problem := torn(path)): return path
         other = "trying the one before" if path is not there[-1] else "training from the beginning"
         warnings.warn(f"{path} ({path.stat().st_size} bytes) is damaged, {other}: {problem}")
     return None
@@ -170,7 +167,7 @@ def claim(
     folder: Path,
     identity: dict,  # spec, store, split
 ) -> dict:           # the record of the folder, with `result` where it is finished
-    "Makes a folder this training's own"
+    "Makes a folder this training's own; one whose owner cannot be read is refused"
     path = folder / RECORD
     record = read_config(path) if path.is_file() else identity
     if lacking := [k for k in IDENTITY if k not in record]:
@@ -178,6 +175,5 @@ def claim(
     if changed := differences(record, identity):
         make_room(folder, record, changed)
         record = identity
-    if not path.is_file():
-        write_atomic(path, dumps_json(identity) + "\n")
+    if not path.is_file(): write_atomic(path, dumps_json(identity) + "\n")
     return record

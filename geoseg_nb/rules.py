@@ -35,7 +35,7 @@ EVERY_RULE = ("rule", "column", "buffer", "distance", "near", "hold_out", "exclu
 
 
 def only_its_fields(spec):
-    "A spec whose rule reads every field that was set"
+    "A spec whose rule reads every field that was set, else Refused"
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(spec).model_fields.items()}
     read = (*FIELDS[spec.rule], *EVERY_RULE)
     idle = [name for name, default in defaults.items() if name not in read and getattr(spec, name) != default]
@@ -95,8 +95,7 @@ def seeded_order(
 def none_empty(counts: dict, fractions: dict, what: str) -> None:
     "Refuses a draw that leaves a wanted part without anything"
     empty = [part for part, share in fractions.items() if share and not counts.get(part)]
-    if empty:
-        raise Refused(f"{what} are too few for {fractions}: {', '.join(empty)} gets none")
+    if empty: raise Refused(f"{what} are too few for {fractions}: {', '.join(empty)} gets none")
 
 
 def drawn_parts(
@@ -130,7 +129,7 @@ def by_chance(
 
 # %% ../nbs/10b_rules.ipynb #814add81
 def chosen(catalog, names, column: str = "") -> np.ndarray:
-    "Which rows [n] a list of ids, places, or values of the column means"
+    "Which rows [n] a list of ids, places, or values of the column means; a name that means none is refused"
     texts = [catalog[key].astype(str) for key in dict.fromkeys(("id", "place", column)) if key in catalog]
     hits = [text.isin([str(name) for name in names]) for text in texts]
     found = set().union(*(text[hit] for text, hit in zip(texts, hits)))
@@ -144,7 +143,7 @@ def chosen(catalog, names, column: str = "") -> np.ndarray:
 def dominant_class(
     catalog,  # columns count_<class>, as the catalog job writes them
 ) -> pd.Series:  # "none" for a scene without a labelled pixel
-    "The class that most pixels of a scene belong to"
+    "The class that most pixels of a scene belong to; a catalog without label counts is refused"
     counts = catalog[[name for name in catalog if name.startswith("count_") and name != "count_ignored"]].fillna(0)
     if not len(counts.columns):
         raise Refused("no label counts in the catalog to stratify by; run the catalog job, or name a column under stratify")
@@ -157,12 +156,10 @@ def strata_of(
     stratify: str = "classes",  # a column, or "classes" for the dominant class
     bins: int = 0,  # a number in so many bins of equal count; 0: its values as they are
 ) -> pd.Series:
-    "The stratum of each row, as text"
-    if stratify == "classes":
-        return dominant_class(catalog)
+    "The stratum of each row, as text; bins of what is no number are refused"
+    if stratify == "classes": return dominant_class(catalog)
     texts = column_of(catalog, stratify)
-    if not bins:
-        return texts
+    if not bins: return texts
     numbers = pd.to_numeric(catalog[stratify], errors="coerce")
     if numbers.isna().all():
         raise Refused(f"bins of {stratify!r}, which holds no numbers ({texts.iloc[0]}); set bins to 0", item="bins")
@@ -240,7 +237,7 @@ def fold_table(
     catalog,  # id, and the columns of group and stratify
     spec: SplitSpec,  # folds, seed, group, stratify, bins
 ) -> pd.DataFrame:  # scene, fold
-    "The fold of every scene that is neither held out nor excluded"
+    "The fold of every scene that is neither held out nor excluded; fewer units than folds are refused"
     free = free_rows(catalog, spec)
     unit = column_of(free, spec.group or "id")
     if unit.nunique() < spec.folds:
@@ -253,7 +250,7 @@ def fold_table(
 
 
 def parts_of_fold(folds: pd.Series, n: int, spec: SplitSpec) -> pd.Series:
-    "Fold i is the first of fold_parts, fold i + 1 the second; the others train"
+    "Fold i is the first of fold_parts, fold i + 1 the second; the others train; Refused where the numbers do not go together"
     if spec.fold >= n:
         raise Refused(f"fold {spec.fold} of {n}: folds count from 0 to {n - 1}", item="fold")
     if not 0 < len(spec.fold_parts) < n or len({*spec.fold_parts, "train"}) <= len(spec.fold_parts):
@@ -291,7 +288,7 @@ def by_column(
     catalog,  # id, height, width, and the column
     spec: SplitSpec,  # column; values: part -> values of the column
 ) -> pd.DataFrame:
-    "Whole scenes, by what a column of the catalog holds"
+    "Whole scenes, by what a column of the catalog holds; a value in no part or in two is refused"
     found = column_of(catalog, spec.column)
     named = [(str(value), part) for part, values in (spec.values or SPELLINGS).items() for value in values]
     part_of = dict(named)

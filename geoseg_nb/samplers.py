@@ -25,8 +25,7 @@ class Share(NamedTuple):
 
     def of(self, order) -> list[int]:
         "The samples of a rank, in order; ~i is sample i with its labels covered"
-        if self.ranks == 1:
-            return list(order)
+        if self.ranks == 1: return list(order)
         whole, mine = self.batch * self.ranks, []
         for start in range(0, len(order), whole):
             samples = order[start:start + whole]
@@ -86,7 +85,7 @@ def class_pixels(
     names: Sequence[str],   # classes of its legend, in order
     rows: np.ndarray,       # tile numbers
 ) -> np.ndarray:            # int64 [rows, classes], labelled pixels
-    "How many pixels of each class some tiles hold"
+    "How many pixels of each class some tiles hold; an error where the index did not count them"
     columns = [f"count_{name}" for name in names]
     if lacking := [name for name in columns if name not in index]:
         raise GeosegError(f"the index of this store has no column {', '.join(lacking)}; tile it again to weigh by labels", item=lacking[0])
@@ -109,7 +108,7 @@ def by_foreground(
     wanted: np.ndarray,    # class indices
     share: float,          # of the draws, 0 to 1
 ) -> np.ndarray:           # float [n]
-    "Weights under which a share of the draws are tiles that hold a wanted class"
+    "Weights under which a share of the draws are tiles that hold a wanted class; an error where all or none of them do"
     holds = counts[:, wanted].sum(1) > 0
     if not holds.any() or (holds.all() and share < 1):
         raise GeosegError(f"balance foreground: {'all' if holds.any() else 'none'} of the {len(holds)} training tiles hold a wanted class, so "
@@ -129,8 +128,7 @@ def tile_weights(
 ) -> np.ndarray | None:            # float [n], of sum 1; None: every tile once
     "How often each tile is to be drawn"
     weigh = pick(BALANCES, balance, "balance")
-    if weigh is None:
-        return None
+    if weigh is None: return None
     table = {name: i for i, name in enumerate(names)}
     wanted = [pick(table, name, "class of the legend") for name in foreground] or np.delete(np.arange(len(names)), counts.sum(0).argmax())
     weights = weigh(counts, wanted, share)

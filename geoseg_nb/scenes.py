@@ -35,14 +35,13 @@ class Scene:
     shape: tuple[int, int] = (0, 0)  # height and width in pixels, of the grid unless there is none
 
     def __post_init__(self):
-        if self.grid:
-            object.__setattr__(self, "shape", (self.grid.height, self.grid.width))
+        if self.grid: object.__setattr__(self, "shape", (self.grid.height, self.grid.width))
 
 
 def unknown_as_nan(
-    values: np.ndarray, # [band, rows, columns], any type
-    valid: np.ndarray, # bool [rows, columns]
-) -> np.ndarray: # float32 [band, rows, columns]
+    values: np.ndarray,  # [band, rows, columns], any type
+    valid: np.ndarray,  # bool [rows, columns]
+) -> np.ndarray:  # float32 [band, rows, columns]
     "NaN in all bands of a pixel of which any band is unknown, as the training saw it"
     image = values.astype("float32")
     image[:, ~(valid & np.isfinite(image).all(0))] = np.nan
@@ -50,13 +49,12 @@ def unknown_as_nan(
 
 # %% ../nbs/40_scenes.ipynb #130f6c1c
 def positions(
-    needed: list[str], # bands of the model
-    there: list[str], # bands of the scene; all empty when it does not name them
-    name: str = "scene", # what the error is about
-) -> list[int]: # where each needed band stands among those that are there
-    "Bands matched by name; by order only where the scene has no names and just as many bands"
-    if not any(there) and len(there) == len(needed):
-        return list(range(len(needed)))
+    needed: list[str],  # bands of the model
+    there: list[str],  # bands of the scene; all empty when it does not name them
+    name: str = "scene",  # what the error is about
+) -> list[int]:  # where each needed band stands among those that are there
+    "Bands matched by name; by order only where the scene has no names and just as many bands; else Refused"
+    if not any(there) and len(there) == len(needed): return list(range(len(needed)))
     missing = [b for b in needed if b not in there]
     double = [b for b in needed if there.count(b) > 1]
     if missing or double:
@@ -67,9 +65,9 @@ def positions(
 
 # %% ../nbs/40_scenes.ipynb #40b9ef75
 def file_bands(
-    paths: list, # raster files
-    needed: list[str], # names to look for in file names
-) -> list[tuple]: # (band name or "", path, index from 1)
+    paths: list,  # raster files
+    needed: list[str],  # names to look for in file names
+) -> list[tuple]:  # (band name or "", path, index from 1)
     "Every band of every file, with its name where there is one"
     found = []
     for path in paths:
@@ -77,15 +75,14 @@ def file_bands(
             names = [d or "" for d in source.descriptions]
         words = re.split(r"[^0-9A-Za-z]+", Path(path).stem)
         spoken = [b for b in needed if b in words]
-        if names == [""] and len(spoken) == 1:
-            names = spoken
+        if names == [""] and len(spoken) == 1: names = spoken
         found += [(name, path, i) for i, name in enumerate(names, 1)]
     return found
 
 
 def scene_of_files(
-    paths, # one raster, or several of one band or more
-    needed: list[str], # bands in the order of the network's input
+    paths,  # one raster, or several of one band or more
+    needed: list[str],  # bands in the order of the network's input
 ) -> Scene:
     "Raster files on one grid, read window by window"
     paths = [resolve(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths])]
@@ -97,22 +94,21 @@ def scene_of_files(
 
 # %% ../nbs/40_scenes.ipynb #f98cccb4
 def grid_of_array(
-    image: xr.DataArray, # [..., y, x]
-) -> Grid | None: # None without a CRS
+    image: xr.DataArray,  # [..., y, x]
+) -> Grid | None:  # None without a CRS
     "The grid of an array, from its coordinates or its GeoTransform"
     image = image.rename(dict(zip(image.dims[-2:], ("y", "x"))))
-    if image.rio.crs is None:
-        return None
+    if image.rio.crs is None: return None
     written, measured = image.rio.transform(), image.rio.transform(recalc=True)
     near = np.allclose(written, measured, rtol=0, atol=1e-3 * abs(measured.a)) or "x" not in image.coords
     return Grid(crs_name(image.rio.crs), tuple(written if near else measured)[:6], *image.shape[-2:])
 
 
 def scene_of_array(
-    image: xr.DataArray, # [band, y, x]; the first coordinate names the bands
-    needed: list[str], # bands in the order of the network's input
+    image: xr.DataArray,  # [band, y, x]; the first coordinate names the bands
+    needed: list[str],  # bands in the order of the network's input
 ) -> Scene:
-    "An array in memory, or one of Dask chunks, read window by window"
+    "An array in memory, or one of Dask chunks, read window by window; other dimensions than [band, y, x] are refused"
     if image.ndim != 3:
         raise Refused(f"an array of dimensions {image.dims}: pass [band, y, x]", item=image.name)
     first, *yx = image.dims
@@ -129,10 +125,10 @@ def scene_of_array(
 
 # %% ../nbs/40_scenes.ipynb #8dee3909
 def sensor_stack(
-    dataset: xr.Dataset, # <sensor> [<sensor>_band, y, x], and valid [y, x] where a product gives it
-    needed: list[str], # bands in the order of the network's input
-    name: str = "scene", # what an error is about
-) -> np.ndarray: # float32 [band, rows, columns], NaN where unknown
+    dataset: xr.Dataset,  # <sensor> [<sensor>_band, y, x], and valid [y, x] where a product gives it
+    needed: list[str],  # bands in the order of the network's input
+    name: str = "scene",  # what an error is about
+) -> np.ndarray:  # float32 [band, rows, columns], NaN where unknown
     "The bands of all sensors in the order of the network's input"
     sensors = [v for v in dataset.data_vars if f"{v}_band" in dataset[v].dims]
     there = [str(b) for v in sensors for b in dataset[f"{v}_band"].values]
@@ -153,16 +149,16 @@ def scene_of_dataset(dataset: xr.Dataset, needed: list[str]) -> Scene:
 
 # %% ../nbs/40_scenes.ipynb #00131092
 def unlabelled(
-    row, # of a catalog
-) -> dict: # the same without a mask
+    row,  # of a catalog
+) -> dict:  # the same without a mask
     "What a map of a scene is made from: its labels are neither opened nor checked"
     return row_values(row) | {"mask": ""}
 
 
 def scene_of_row(
-    row, # of a catalog
-    reader: Callable, # (row, bands, window) -> Dataset, of products.reader
-    needed: list[str], # bands in the order of the network's input
+    row,  # of a catalog
+    reader: Callable,  # (row, bands, window) -> Dataset, of products.reader
+    needed: list[str],  # bands in the order of the network's input
 ) -> Scene:
     "A row of a catalog, read window by window through its product"
     image = unlabelled(row)
@@ -178,19 +174,18 @@ SCENES = {
 
 
 def open_scene(
-    scene, # path, list of paths, DataArray, Dataset or Scene
-    needed: list[str], # bands in the order of the network's input
+    scene,  # path, list of paths, DataArray, Dataset or Scene
+    needed: list[str],  # bands in the order of the network's input
 ) -> Scene:
-    "Anything that can be predicted, as a Scene"
+    "Anything that can be predicted, as a Scene; anything else is refused"
     for kinds, opened in SCENES.values():
-        if isinstance(scene, kinds):
-            return opened(scene, needed)
+        if isinstance(scene, kinds): return opened(scene, needed)
     raise Refused(f"a scene of type {type(scene).__name__}: known are {', '.join(SCENES)}")
 
 # %% ../nbs/40_scenes.ipynb #2af3e8bc
 @contextmanager
 def or_name(
-    what: str, # to name instead, and how
+    what: str,  # to name instead, and how
 ) -> Iterator[None]:
     "A refusal of the block says what may be named instead of what is missing"
     try:

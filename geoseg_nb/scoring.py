@@ -17,37 +17,35 @@ import pandas as pd
 import xarray as xr
 
 from .core import GeosegError, Legend, Refused
-from .metrics import confusion, scores
+from .metrics import by_class, confusion, scores
 from .maps import map_kind
 from .seams import Borders, scene_borders, seam_counts
 from .split import area_mask
 from .swath import grid_of_row
-from .windows import Window, WindowPlan
+from .windows import ROWS, Window, WindowPlan, row_windows
 
 # %% ../nbs/42a_scoring.ipynb #b9d4ecf1
 class Block(NamedTuple):
     "Rows of a scene"
 
-    window: Window # of the scene
-    dataset: xr.Dataset # as the product reads it
-    target: np.ndarray # uint8 [rows, width] class indices, the ignore index where a pixel does not count
+    window: Window  # of the scene
+    dataset: xr.Dataset  # as the product reads it
+    target: np.ndarray  # uint8 [rows, width] class indices, the ignore index where a pixel does not count
 
 
 def target_blocks(
-    row, # of the catalog
-    split: pd.DataFrame, # areas of scenes
-    part: str, # whose areas count
-    reader: Callable, # (row, bands, window) -> Dataset
+    row,  # of the catalog
+    split: pd.DataFrame,  # areas of scenes
+    part: str,  # whose areas count
+    reader: Callable,  # (row, bands, window) -> Dataset
     legend: Legend,
-    rows: int = 512, # of a block
-) -> Iterator[Block]: # from top to bottom, those that touch an area
-    "The labels that count, block by block"
+    rows: int = ROWS,  # of a block
+) -> Iterator[Block]:  # from top to bottom, those that touch an area
+    "The labels that count, block by block; a scene without a label is an error"
     counted = area_mask(split, row["id"], part, row["height"], row["width"])
-    for top in range(0, row["height"], rows):
-        here = counted[top:top + rows]
-        if not here.any():
-            continue
-        window = Window(top, 0, *here.shape)
+    for window in row_windows(row["height"], row["width"], rows):
+        here = counted[window.slices]
+        if not here.any(): continue
         dataset = reader(row, window=window)
         if "label" not in dataset:
             raise GeosegError(f"{row['id']}: no label to score against", item=row["id"])
@@ -57,11 +55,11 @@ def target_blocks(
 
 # %% ../nbs/42a_scoring.ipynb #7d192725
 def rows_of(
-    catalog, # one row a scene
+    catalog,  # one row a scene
     split: pd.DataFrame,
     part: str,
-) -> list: # rows of the catalog
-    "The scenes that have an area of a part"
+) -> list:  # rows of the catalog
+    "The scenes that have an area of a part; Refused where there is none, or the catalog lacks one"
     wanted = set(split.loc[split["part"] == part, "scene"])
     if not wanted:
         there = ", ".join(sorted(set(split["part"]))) or "none"
@@ -73,7 +71,7 @@ def rows_of(
 
 # %% ../nbs/42a_scoring.ipynb #98c25995
 def areas_of(
-    row, # of the catalog
+    row,  # of the catalog
     split: pd.DataFrame,
 ) -> pd.DataFrame:
     "The areas of one scene"
@@ -81,11 +79,11 @@ def areas_of(
 
 
 def label_counts(
-    part: str, # whose areas count
+    part: str,  # whose areas count
     reader: Callable,
     legend: Legend,
-    item: tuple, # row of the catalog, its areas
-) -> np.ndarray: # int64 [classes] pixels
+    item: tuple,  # row of the catalog, its areas
+) -> np.ndarray:  # int64 [classes] pixels
     "How often each class is labelled in the areas of a scene"
     row, areas = item
     counts = np.zeros(256, "int64")
@@ -99,10 +97,10 @@ class Scored(NamedTuple):
 
     id: str
     place: str
-    matrix: np.ndarray # int64 [classes, classes], row = label
-    baseline: np.ndarray # the same for the baseline
-    seams: np.ndarray = np.zeros((1, 2), "int64") # [window + 1, 2] of `seam_counts`
-    reliability: tuple | None = None # of `reliability`: the counts of the probabilities, where curves were asked for
+    matrix: np.ndarray  # int64 [classes, classes], row = label
+    baseline: np.ndarray  # the same for the baseline
+    seams: np.ndarray = np.zeros((1, 2), "int64")  # [window + 1, 2] of `seam_counts`
+    reliability: tuple | None = None  # of `reliability`: the counts of the probabilities, where curves were asked for
 
 
 def borders_of(row, plan: WindowPlan) -> Borders:
@@ -111,14 +109,14 @@ def borders_of(row, plan: WindowPlan) -> Borders:
 
 # %% ../nbs/42a_scoring.ipynb #dc556e29
 def score_scene(
-    row, # of the catalog
-    path: Path, # the written map
-    blocks, # of `target_blocks`
+    row,  # of the catalog
+    path: Path,  # the written map
+    blocks,  # of `target_blocks`
     legend: Legend,
-    baseline: Callable, # Dataset -> uint8 [rows, columns]
-    plan: WindowPlan, # of the prediction
+    baseline: Callable,  # Dataset -> uint8 [rows, columns]
+    plan: WindowPlan,  # of the prediction
 ) -> Scored:
-    "The counts of a written map, and the confusion matrix of the baseline on the same pixels"
+    "The counts of a written map, and the confusion matrix of the baseline on the same pixels; labelled pixels without a class are an error"
     n, nodata, grid, borders = len(legend.names), legend.ignore_index, grid_of_row(row), borders_of(row, plan)
     matrix, trivial = np.zeros((2, n, n), "int64")
     seams = np.zeros((plan.size + 1, 2), "int64")
@@ -135,12 +133,12 @@ def score_scene(
 
 # %% ../nbs/42a_scoring.ipynb #b39fdcc6
 def score_item(
-    part: str, # whose areas count
+    part: str,  # whose areas count
     reader: Callable,
     legend: Legend,
-    baseline: Callable, # Dataset -> uint8 [rows, columns]
-    plan: WindowPlan, # of the prediction
-    item: tuple, # row of the catalog, its areas, path of its map
+    baseline: Callable,  # Dataset -> uint8 [rows, columns]
+    plan: WindowPlan,  # of the prediction
+    item: tuple,  # row of the catalog, its areas, path of its map
 ) -> Scored:
     "The counts of one scene from what a worker is sent"
     row, areas, path = item
@@ -148,35 +146,33 @@ def score_item(
 
 # %% ../nbs/42a_scoring.ipynb #1d5d9173
 def compare_maps(
-    row, # of the catalog
-    path: Path, # a written map
-    other: Path, # another map of the scene
-    plan: WindowPlan, # whose borders count
-    nodata: int = 255, # class index of pixels without a map
-) -> np.ndarray: # int64 [window + 1, 2] of `seam_counts`: mapped pixels, those that differ
+    row,  # of the catalog
+    path: Path,  # a written map
+    other: Path,  # another map of the scene
+    plan: WindowPlan,  # whose borders count
+    nodata: int = 255,  # class index of pixels without a map
+) -> np.ndarray:  # int64 [window + 1, 2] of `seam_counts`: mapped pixels, those that differ
     "Where two maps of a scene differ, by the distance from the window borders of a plan"
     grid, borders, counts = grid_of_row(row), borders_of(row, plan), np.zeros((plan.size + 1, 2), "int64")
-    for top in range(0, row["height"], 512):
-        window = Window(top, 0, min(512, row["height"] - top), row["width"])
+    for window in row_windows(row["height"], row["width"]):
         target, found = (map_kind(grid).read(p, grid, window, row["id"]) for p in (other, path))
         counts += seam_counts(target, found, borders.distance(window), plan.size, nodata)
     return counts
 
 # %% ../nbs/42a_scoring.ipynb #68570bc8
 def flat_scores(
-    matrix: np.ndarray, # [classes, classes]
+    matrix: np.ndarray,  # [classes, classes]
     names: list[str],
-) -> dict: # iou_<class>, f1_<class>, accuracy; NaN where there is none
+) -> dict:  # iou_<class>, f1_<class>, accuracy; NaN where there is none
     "The scores that tables show"
     found = scores(matrix, names)
-    each = {f"{key}_{name}": found["per_class"][name][key] for key in ("iou", "f1") for name in names}
-    return each | {"accuracy": found["accuracy"]}
+    return by_class(found, "iou", "f1") | {"accuracy": found["accuracy"]}
 
 
 def score_table(
-    groups: dict[str, list[Scored]], # name -> scenes whose pixels are pooled
-    names: list[str], # of the classes
-) -> pd.DataFrame: # what, scenes, pixels, scores and the baseline's scores
+    groups: dict[str, list[Scored]],  # name -> scenes whose pixels are pooled
+    names: list[str],  # of the classes
+) -> pd.DataFrame:  # what, scenes, pixels, scores and the baseline's scores
     "A row of scores for each group of scenes"
     rows = []
     for what, group in groups.items():
@@ -190,8 +186,8 @@ def score_table(
 
 def grouped(
     scored: list[Scored],
-    key: str, # field of Scored: id or place
-) -> dict[str, list[Scored]]: # value -> its scenes
+    key: str,  # field of Scored: id or place
+) -> dict[str, list[Scored]]:  # value -> its scenes
     "Scenes by a field"
     groups = {}
     for scene in scored:
@@ -200,10 +196,10 @@ def grouped(
 
 # %% ../nbs/42a_scoring.ipynb #8be10dd5
 def mean_row(
-    groups: dict[str, list[Scored]], # name -> scenes whose pixels are pooled
-    names: list[str], # of the classes
-    what: str, # "mean over scenes"
-) -> dict: # the mean of each score, <score>_std and <score>_n: how many entered it
+    groups: dict[str, list[Scored]],  # name -> scenes whose pixels are pooled
+    names: list[str],  # of the classes
+    what: str,  # "mean over scenes"
+) -> dict:  # the mean of each score, <score>_std and <score>_n: how many entered it
     "Means over the groups whose labels hold the class, the same for model and baseline, with spread and number"
     table = score_table(groups, names)
     support = np.array([sum(s.matrix for s in group).sum(1) for group in groups.values()])
@@ -218,14 +214,13 @@ def mean_row(
 
 def summary_table(
     scored: list[Scored],
-    names: list[str], # of the classes
-    without: list[str] = (), # scene ids left out in one more row
-    failed: list[str] = (), # ids of scenes that could not be scored
-) -> pd.DataFrame: # pooled, means over scenes and places, without some scenes, and a row that names those that failed
+    names: list[str],  # of the classes
+    without: list[str] = (),  # scene ids left out in one more row
+    failed: list[str] = (),  # ids of scenes that could not be scored
+) -> pd.DataFrame:  # pooled, means over scenes and places, without some scenes, and a row that names those that failed
     "What a report quotes"
     groups = {"pooled": scored}
-    if without:
-        groups[f"without {', '.join(without)}"] = [s for s in scored if s.id not in without]
+    if without: groups[f"without {', '.join(without)}"] = [s for s in scored if s.id not in without]
     pooled = score_table(groups, names)
     means = [mean_row(grouped(scored, "id"), names, "mean over scenes")]
     if len(grouped(scored, "place")) < len(scored):
@@ -235,19 +230,19 @@ def summary_table(
 
 # %% ../nbs/42a_scoring.ipynb #2ab7b4d9
 def target_score(
-    matrix: np.ndarray, # [classes, classes]
+    matrix: np.ndarray,  # [classes, classes]
     names: list[str],
-) -> float: # 0 to 1
+) -> float:  # 0 to 1
     "The IoU to look at first: of the last of two classes, else the mean over classes"
     found = scores(matrix, names)
     return found["per_class"][names[-1]]["iou"] if len(names) == 2 else found["mean_iou"]
 
 
 def spaced(
-    scored: list[Scored], # with pixels that count
-    n: int, # at most so many
+    scored: list[Scored],  # with pixels that count
+    n: int,  # at most so many
     names: list[str],
-) -> list[Scored]: # from the worst to the best
+) -> list[Scored]:  # from the worst to the best
     "Scenes evenly spaced by score; those without a score come last"
     order = sorted(scored, key=lambda s: np.nan_to_num(target_score(s.matrix, names), nan=2.0))
     places = np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)

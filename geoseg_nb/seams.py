@@ -21,8 +21,7 @@ def border_distance(
     plan: WindowPlan,  # of the prediction
 ) -> np.ndarray:       # int64 [n]; the window's size everywhere if the scene fits into one
     "Pixels between each pixel and the nearest place where a window begins or ends"
-    if n <= plan.size:
-        return np.full(n, plan.size)
+    if n <= plan.size: return np.full(n, plan.size)
     ends = {e for start in origins(n, plan) for e in (start, start + plan.size)}
     pixel, line = np.arange(n), np.array(sorted(ends - {0, n}))[:, None]
     return np.where(pixel < line, line - 1 - pixel, pixel - line).min(0)
@@ -51,12 +50,12 @@ def scene_borders(
 # %% ../nbs/40b_seams.ipynb #8f4828cb
 def seam_counts(
     target: np.ndarray,     # uint8 [rows, cols], labels or another map
-    prediction: np.ndarray, # uint8 [rows, cols]
+    prediction: np.ndarray,  # uint8 [rows, cols]
     distance: np.ndarray,   # [rows, cols], of `Borders.distance`
     size: int,              # of a window, in pixels
     ignore_index: int = 255,  # value of the target that does not count
 ) -> np.ndarray:            # int64 [size + 1, 2]: pixels that count, those that differ; the last row: no border in the scene
-    "Pixels by their distance from the nearest window border"
+    "Pixels by their distance from the nearest window border; an error where the arrays are not of one place"
     if not target.shape == prediction.shape == distance.shape:
         raise GeosegError(f"target is {target.shape}, prediction {prediction.shape}, distance {distance.shape}: pass them of one place")
     counted = target != ignore_index

@@ -14,7 +14,6 @@ import pandas as pd
 
 from .comparisons import plot_member_curves, plot_parts
 from .core import GeosegError
-from .estimates import spec_from
 from .findings import (
     Judgement, colours_of, curve_table, data_facts, entries_in,
     first_record, judgements, labels, parameter_table, part_pixels)
@@ -22,6 +21,7 @@ from .pages import Piece, Section, beside, drawing_block, in_figure, in_markdown
 from .plots import plot_balance, plot_curves
 from .profile import time_text
 from .runs import RunEntry, main_metric
+from .spec import spec_from
 from .stages import handle_of
 
 # %% ../nbs/60k_sections.ipynb #8873cf15

@@ -23,8 +23,7 @@ def pixel_share(
     pixels: torch.Tensor,      # labelled pixels in the batch of this rank
 ) -> torch.Tensor | float:     # 1.0 where there is one rank
     "What a rank's loss counts, so that the mean over ranks is the mean over all their pixels"
-    if place().ranks == 1:
-        return 1.0
+    if place().ranks == 1: return 1.0
     everywhere = pixels.clone().to(meeting_device())
     dist.all_reduce(everywhere)
     return place().ranks * pixels / everywhere.clamp(min=1).to(pixels.device)
@@ -80,8 +79,7 @@ def require_finite(
     "Stops a training that diverged"
     loss = row["train/loss"]
     weights = all(bool(torch.isfinite(value).all()) for value in module.network.state_dict().values())
-    if math.isfinite(loss) and weights:
-        return
+    if math.isfinite(loss) and weights: return
     good = f"the last good checkpoint is checkpoints/last.ckpt of epoch {history[-1]['epoch']}" if history else "there is no good checkpoint"
     raise GeosegError(f"epoch {row['epoch']}: the training diverged, its loss is {loss} and its weights are "
                       f"{'finite' if weights else 'not finite'}; {good}. Try a lower lr, more warmup or a smaller grad_clip", item="train")
@@ -107,5 +105,4 @@ def resume_midway(
     module.rate, module.generator = state["rate"], torch.Generator()
     module.generator.set_state(state["augment"])
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"])
+    if state["cuda"] is not None: torch.cuda.set_rng_state(state["cuda"])

@@ -39,8 +39,7 @@ def patches(
     "Connected patches of one class"
     to_pixels = tuple(~source.ds.transform)[:6] if isinstance(source, rasterio.Band) else (1, 0, 0, 0, 1, 0)
     for outline, value in rasterio.features.shapes(source, connectivity=4):
-        if value == nodata:
-            continue
+        if value == nodata: continue
         shell, *holes = [np.rint(np.stack(xy(to_pixels, *np.array(ring).T[::-1]), axis=-1)) for ring in outline["coordinates"]]
         polygon = shapely.Polygon(shell, holes)
         if polygon.area >= min_pixels:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['YAML_TRAPS', 'CASTS', 'JSON_FORMS', 'MAX_BYTES', 'MAX_DEPTH', 'MAX_ALIASES', 'PARSERS', 'BROKEN', 'yaml_trap',
-           'coerce_scalar', 'coerce', 'Spec', 'fault_sentence', 'make', 'plain', 'dumps_json', 'spec_hash',
+           'coerce_scalar', 'coerce', 'Spec', 'fault_sentence', 'make', 'spec_from', 'plain', 'dumps_json', 'spec_hash',
            'loads_json', 'loads_yaml', 'check_tree', 'read_config']
 
 # %% ../nbs/01_spec.ipynb #d0eb6af7
@@ -70,7 +70,7 @@ def coerce_scalar(
     kind: type,  # float, int, bool or str
     key: str,  # the parameter that a refusal names
 ):  # the value in that type
-    "A scalar in the type that its parameter declares"
+    "A scalar in the type that its parameter declares, else Refused"
     value = value.tolist() if hasattr(value, "tolist") else value
     result = CASTS[kind](value)
     if result is None:
@@ -93,12 +93,10 @@ def coerce(
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation in CASTS and not isinstance(value, (dict, list, tuple)):
         return coerce_scalar(value, annotation, key)
-    if origin is Annotated:
-        return coerce(value, args[0], key)
+    if origin is Annotated: return coerce(value, args[0], key)
     if origin is Literal and all(isinstance(choice, str) for choice in args):
         return coerce_scalar(value, str, key)
-    if origin in (Union, types.UnionType):
-        return _coerce_union(value, args, key)
+    if origin in (Union, types.UnionType): return _coerce_union(value, args, key)
     if origin in (list, tuple) and args and isinstance(value, (list, tuple)):
         kinds = args if origin is tuple and Ellipsis not in args else args[:1] * len(value)
         same = len(kinds) == len(value)
@@ -110,10 +108,8 @@ def coerce(
 # %% ../nbs/01_spec.ipynb #7bbb0faf
 def _coerce_union(value, kinds, key):
     kinds = [kind for kind in kinds if kind is not type(None) or value is None]
-    if value is None or type(value) in kinds:
-        return value
-    if len(kinds) == 1:
-        return coerce(value, kinds[0], key)
+    if value is None or type(value) in kinds: return value
+    if len(kinds) == 1: return coerce(value, kinds[0], key)
     found = next((v for v in (CASTS[k](value) for k in kinds if k in CASTS) if v is not None), None)
     if found is None and all(kind in CASTS for kind in kinds):
         raise Refused(f"{key} is {_short(value)}, not {' or '.join(k.__name__ for k in kinds)}", item=key)
@@ -144,8 +140,7 @@ def fault_sentence(
     owner = _owner(kind, error["loc"])
     if error["type"] == "extra_forbidden":
         return unknown(str(error["loc"][-1]), list(owner.model_fields), f"parameter of {owner.__name__}")
-    if error["type"] == "missing":
-        return f"{owner.__name__} needs {key}"
+    if error["type"] == "missing": return f"{owner.__name__} needs {key}"
     if error["type"] == "literal_error":
         return unknown(value, re.split(r", | or ", context["expected"].replace("'", "")), key)
     if error["type"] == "value_error" and (isinstance(context["error"], GeosegError) or not key):
@@ -174,6 +169,14 @@ def make(
     item = ".".join(map(str, bad[0]["loc"])) or None
     raise Refused("; ".join(fault_sentence(kind, error) for error in bad), item=item)
 
+
+def spec_from(
+    kind: type[Spec],
+    values: dict,  # of a job or a record, more than the spec's among them
+) -> Spec:
+    "The spec that stands among other values; Refused where one of its own is wrong"
+    return make(kind, {name: value for name, value in values.items() if name in kind.model_fields})
+
 # %% ../nbs/01_spec.ipynb #3be01614
 JSON_FORMS = (
     (BaseModel, lambda v: v.model_dump()),
@@ -188,11 +191,9 @@ JSON_FORMS = (
 def _form(value, key):
     "A value that is no JSON yet, one step nearer to it"
     for kind, to in JSON_FORMS:
-        if isinstance(value, kind):
-            return to(value)
+        if isinstance(value, kind): return to(value)
     method = next((getattr(value, name) for name in ("as_dict", "tolist") if hasattr(value, name)), None)
-    if method or is_dataclass(value):
-        return method() if method else asdict(value)
+    if method or is_dataclass(value): return method() if method else asdict(value)
     raise GeosegError(f"{key or 'value'} is of type {type(value).__name__}, which JSON cannot hold")
 
 # %% ../nbs/01_spec.ipynb #14f7d9d2
@@ -200,15 +201,12 @@ def plain(
     value,  # specs, records, arrays, paths, dates, and containers of them
     key: str = "",  # where it stands, for the error
 ):  # dicts, lists, text, numbers, True, False, None
-    "Any value of ours as JSON holds it"
-    if value is None or type(value) in (str, bool, int):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
+    "Any value of ours as JSON holds it; one that JSON cannot hold is an error with its place"
+    if value is None or type(value) in (str, bool, int): return value
+    if isinstance(value, float): return float(value) if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
         return [plain(v, f"{key}[{i}]") for i, v in enumerate(value)]
-    if not isinstance(value, dict):
-        return plain(_form(value, key), key)
+    if not isinstance(value, dict): return plain(_form(value, key), key)
     result = {str(k): plain(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
     if len(result) < len(value):
         raise GeosegError(f"{key or 'value'}: of the keys {list(value)} two become one text")
@@ -235,8 +233,7 @@ def _unique(pairs) -> dict:
     "A dict from pairs; a key given twice is refused"
     keys = [key for key, _ in pairs]
     twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
-    if twice:
-        raise Refused(f"{', '.join(twice)} given twice")
+    if twice: raise Refused(f"{', '.join(twice)} given twice")
     return dict(pairs)
 
 
@@ -285,11 +282,9 @@ def check_tree(values) -> None:
     todo = [(values, "", 0)]
     while todo:
         value, key, depth = todo.pop()
-        if depth > MAX_DEPTH:
-            raise Refused(f"nested deeper than {MAX_DEPTH} levels at {key[:40]}")
+        if depth > MAX_DEPTH: raise Refused(f"nested deeper than {MAX_DEPTH} levels at {key[:40]}")
         odd = [k for k in value if not isinstance(k, str)] if isinstance(value, dict) else []
-        if odd:
-            raise Refused(f"key {odd[0]!r} is no text{yaml_trap(odd[0])}")
+        if odd: raise Refused(f"key {odd[0]!r} is no text{yaml_trap(odd[0])}")
         pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         todo += [(v, f"{key}.{k}", depth + 1) for k, v in pairs]
 
@@ -318,6 +313,5 @@ def read_config(
 def _read_small(path) -> str:
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise Refused(f"larger than {MAX_BYTES:,} bytes")
+    if len(data) > MAX_BYTES: raise Refused(f"larger than {MAX_BYTES:,} bytes")
     return data.decode("utf-8-sig")

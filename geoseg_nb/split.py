@@ -44,13 +44,12 @@ def held_out(
     catalog,  # id, height, width, place
     spec: SplitSpec,  # hold_out, exclude
 ) -> pd.DataFrame:
-    "A split with excluded scenes gone and held-out scenes as its only test"
+    "A split with excluded scenes gone and held-out scenes as its only test; a scene that is both is refused"
     held, out = chosen(catalog, spec.hold_out, spec.column), chosen(catalog, spec.exclude, spec.column)
     if (held & out).any():
         raise Refused(f"{catalog['id'][held & out].iloc[0]} is both held out and excluded; name it once")
     split = split[~split["scene"].isin(set(catalog["id"][held | out]))]
-    if not held.any():
-        return split
+    if not held.any(): return split
     return pd.concat([split[split["part"] != "test"], whole_scenes(catalog[held], ["test"] * held.sum())])
 
 # %% ../nbs/11_split.ipynb #38e5d0d5
@@ -140,8 +139,7 @@ def draw_areas(
 ) -> Axes:
     "The areas of one scene as rectangles with their names"
     rows = split[split["scene"] == scene]
-    if ax is None:
-        ax = draw_image(np.ones((*rows[["height", "width"]].iloc[0], 3)), title=scene)
+    if ax is None: ax = draw_image(np.ones((*rows[["height", "width"]].iloc[0], 3)), title=scene)
     for area in (area_of(row) for _, row in rows.iterrows()):
         colour, size = PART_COLOURS[area.part], np.array([area.col1 - area.col0, area.row1 - area.row0])
         corner = np.array([area.col0 - 0.5, area.row0 - 0.5])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'STATUSES', 'Execution', 'Outcome', 'reason', 'with_id', 'named', 'thread_pool', 'dask_client',
-           'local_cluster', 'dask_pool', 'timed', 'finishing', 'sendable', 'settle', 'check_failures', 'run_todo',
+           'local_cluster', 'dask_pool', 'clocked', 'finishing', 'sendable', 'settle', 'check_failures', 'run_todo',
            'by_id', 'run_items', 'tally', 'failures', 'JobRun', 'open_job', 'relative_to_run', 'git_commit', 'record',
            'handle_of', 'find_job', 'read_result', 'earlier', 'output']
 
@@ -72,8 +72,7 @@ def reason(
     kind, text = type(error).__name__, " ".join(str(error).split())
     if kind == "KilledWorker":
         return "its worker died every time: killed, out of memory, or crashed in native code"
-    if isinstance(error, GeosegError) and text:
-        return text
+    if isinstance(error, GeosegError) and text: return text
     return f"{kind}: {text}" if text else kind
 
 
@@ -133,7 +132,7 @@ def dask_pool(execution: Execution) -> Iterator[tuple[Executor, int]]:
 POOLS = {"threads": thread_pool, "dask": dask_pool}
 
 # %% ../nbs/06_stages.ipynb #f95ac8d8
-def timed(do: Callable, item) -> tuple[Any, float]:
+def clocked(do: Callable, item) -> tuple[Any, float]:
     "What an item gives and the seconds it took, measured where it runs"
     start = time.perf_counter()
     return do(item), time.perf_counter() - start
@@ -150,9 +149,8 @@ def finishing(
     try:
         while True:
             for id, item in islice(waiting, slots - len(under_way)):
-                under_way[pool.submit(timed, do, item)] = id
-            if not under_way:
-                return
+                under_way[pool.submit(clocked, do, item)] = id
+            if not under_way: return
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 yield under_way.pop(future), future
     finally:
@@ -179,10 +177,8 @@ def settle(
     if error is None:
         value, seconds = future.result()
         return Outcome(id, "done", value, seconds=seconds)
-    if not isinstance(error, Exception):
-        raise error
-    if on_error == "raise":
-        raise named(error, id) from error
+    if not isinstance(error, Exception): raise error
+    if on_error == "raise": raise named(error, id) from error
     return Outcome(id, "failed", reason=reason(error))
 
 # %% ../nbs/06_stages.ipynb #a1b61d3c
@@ -192,8 +188,7 @@ def check_failures(
     total: int,  # items of the stage
 ) -> None:
     "Refuses more failures than allowed, naming the first five"
-    if len(failed) <= allowed:
-        return
+    if len(failed) <= allowed: return
     listed = "; ".join(with_id(f.id, f.reason) for f in failed[:5])
     more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
     count = f"{len(failed)} of {total} items failed, max_failures={allowed}"
@@ -227,7 +222,7 @@ def by_id(
     items: Iterable,
     key: Callable[[Any], str],  # item -> id
 ) -> dict[str, Any]:  # id -> item, in order
-    "Items by their ids, which must differ"
+    "Items by their ids; two of one id are refused"
     items = list(items)
     twice = [id for id, count in Counter(map(key, items)).items() if count > 1]
     if twice:
@@ -250,8 +245,7 @@ def run_items(
         if (value := done(todo[id])) is not None:
             found[id] = Outcome(id, "skipped", value)
             del todo[id]
-    if todo:
-        found |= run_todo(do, todo, execution, len(order), desc)
+    if todo: found |= run_todo(do, todo, execution, len(order), desc)
     return [found[id] for id in order]
 
 # %% ../nbs/06_stages.ipynb #d38065ad
@@ -310,12 +304,9 @@ def relative_to_run(
     run: Path,  # run folder, absolute
 ):
     "Absolute paths below the run folder made relative to it, wherever they sit in a value"
-    if isinstance(value, dict):
-        return {key: relative_to_run(v, run) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [relative_to_run(v, run) for v in value]
-    if isinstance(value, PurePath):
-        value = str(resolve(value))
+    if isinstance(value, dict): return {key: relative_to_run(v, run) for key, v in value.items()}
+    if isinstance(value, (list, tuple)): return [relative_to_run(v, run) for v in value]
+    if isinstance(value, PurePath): value = str(resolve(value))
     if isinstance(value, str) and os.path.isabs(value):
         roots = [root for root in (run, run.resolve()) if PurePath(value).is_relative_to(root)]
         return PurePath(value).relative_to(roots[0]).as_posix() if roots else value
@@ -342,7 +333,7 @@ def record(
     outputs: dict,  # paths that later jobs need, by name; other plain values are kept
     status: str = "complete",  # one of STATUSES
 ) -> dict:  # the content of result.json
-    "Writes profile.json, profile.log and, last, result.json"
+    "Writes profile.json, profile.log and, last, result.json; an unknown status is refused"
     if status not in STATUSES:
         raise Refused(f"status {status!r} of {job.name}: known are {', '.join(STATUSES)}", item=job.name)
     result = {
@@ -378,8 +369,7 @@ def find_job(
 # %% ../nbs/06_stages.ipynb #c692936d
 def read_result(path: Path) -> dict:
     "A result.json; empty where there is none, refused by name where it is broken"
-    if not path.is_file():
-        return {}
+    if not path.is_file(): return {}
     try:
         return dict(loads_json(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -390,7 +380,7 @@ def earlier(
     run: str | Path,  # run folder or member of a matrix
     handle: str,  # "tile", or the whole name
 ) -> dict:  # the result, and under "_folder" the run folder that its paths are relative to
-    "The result of a complete job of this run"
+    "The result of a complete job of this run; Refused where there is none"
     handle = handle_of(handle)
     folder = find_job(run_path(run, handle), handle)
     result = read_result(folder / "result.json") if folder else {}
@@ -404,7 +394,7 @@ def output(
     result: dict,  # of `earlier`
     name: str,
 ) -> Path | list[Path]:
-    "Where an earlier job left something"
+    "Where an earlier job left something; Refused where it is gone"
     value = pick(result["outputs"], name, f"output of {result['job']}")
     paths = [Path(result["_folder"]) / v for v in (value if isinstance(value, list) else [value])]
     gone = [path for path in paths if not path.exists()]

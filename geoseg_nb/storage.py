@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PACKAGED', 'FULL', 'ROOM', 'STORAGES', 'is_checkout', 'project_root', 'is_remote', 'local_only', 'expanded',
-           'resolve', 'cache_folder', 'packaged', 'sample_folder', 'safe_name', 'inside', 'sync', 'NoRoom', 'is_full',
-           'room_for', 'atomic_file', 'write_atomic', 'copy_atomic', 'is_leftover', 'files_below', 'clear_leftovers',
-           'sha256', 'folder_sha256', 'key_path', 'existing_path', 'file_part', 'file_stamp', 'LocalStorage',
-           'open_local', 'storage', 'written_file', 'readable', 'absolute', 'run_path', 'is_member', 'run_lock']
+           'resolve', 'cache_folder', 'packaged', 'sample_folder', 'safe_name', 'inside', 'sync', 'nearest',
+           'free_bytes', 'NoRoom', 'is_full', 'room_for', 'atomic_file', 'write_atomic', 'copy_atomic', 'is_leftover',
+           'files_below', 'clear_leftovers', 'sha256', 'content_hash', 'folder_sha256', 'key_path', 'existing_path',
+           'file_part', 'file_stamp', 'LocalStorage', 'open_local', 'storage', 'written_file', 'readable', 'absolute',
+           'run_path', 'is_member', 'run_lock']
 
 # %% ../nbs/02_storage.ipynb #5eadc2e9
 import configparser
@@ -65,10 +66,9 @@ def local_only(
 def expanded(
     path,  # perhaps $NAME or $NAME/...
 ) -> Path:
-    "A path whose first part, where it is the name of an environment variable, is replaced by its value"
+    "A path whose first part, where it is the name of an environment variable, is replaced by its value; an unset one, and a credential, are refused"
     first, *rest = Path(path).parts or [""]
-    if not re.fullmatch(r"\$[A-Za-z_]\w*", first):
-        return Path(path)
+    if not re.fullmatch(r"\$[A-Za-z_]\w*", first): return Path(path)
     name, value = first[1:], os.environ.get(first[1:], "")
     if names_secret(name) and not is_place(name, value):
         raise Refused(f"path {path}: {name} looks like a credential, and paths are shown; name a folder", item=name)
@@ -122,7 +122,7 @@ def inside(
     root,  # folder
     name: str,  # a path below it
 ) -> Path:  # resolved, symbolic links followed
-    "A path that stays below its root, whatever the name and the links on the way say"
+    "A path that stays below its root, whatever the name and the links on the way say; else Refused"
     root = resolve(root).resolve()
     try:
         path = (root / name).resolve().resolve()
@@ -139,10 +139,19 @@ def sync(path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
+        if error.errno != errno.EINVAL: raise
     finally:
         os.close(handle)
+
+# %% ../nbs/02_storage.ipynb #d06b2c16
+def nearest(path: Path) -> Path:
+    "A file or folder, else the nearest folder above it that is there"
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def free_bytes(path) -> int:
+    "Bytes that may be written where a path lies or will lie"
+    return shutil.disk_usage(nearest(resolve(path))).free
 
 # %% ../nbs/02_storage.ipynb #90892129
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -154,12 +163,12 @@ class NoRoom(GeosegError):
 
 def is_full(
     error: BaseException,  # of a writer
-    folder: Path,  # that it wrote to
+    path,  # file or folder that it wrote
 ) -> bool:
     "Whether a write failed for want of room"
     if isinstance(error, NoRoom): return False
     told = getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
-    return told or shutil.disk_usage(folder).free < 1 << 16
+    return told or free_bytes(path) < 1 << 16
 
 
 @contextmanager
@@ -167,12 +176,11 @@ def room_for(
     path,  # file or folder that is written
 ):
     "Makes one error of a full disk, with the path and what is left; other errors pass"
-    folder = next(p for p in (Path(path), *Path(path).parents) if p.is_dir())
     try:
         yield
     except Exception as error:
-        if not is_full(error, folder): raise
-        free, why = shutil.disk_usage(folder).free / 1e6, " ".join(str(error).split())[:200]
+        if not is_full(error, path): raise
+        free, why = free_bytes(path) / 1e6, " ".join(str(error).split())[:200]
         raise NoRoom(f"no room for {path}: {free:,.1f} MB are free on its disk; make room there and run again, "
                      f"or use a folder on another disk ({why})", item=str(path)) from error
 
@@ -184,7 +192,7 @@ ROOM = ".geoseg-tmp-"  # what the name of a room begins with, before eight rando
 def atomic_file(
     path,  # where the file shall appear
 ):  # yields the path to write to, with the same file name
-    "For writers that need a file name: the file appears when the block ends well, and not at all when it fails"
+    "For writers that need a file name: the file appears when the block ends well, and not at all at an error"
     path = resolve(path)
     room = path.parent / f"{ROOM}{secrets.token_hex(4)}"
     try:
@@ -251,10 +259,14 @@ def sha256(path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_hash(files: dict[str, str]) -> str:  # path -> sha256
+    "One sha256 for the names and bytes of files"
+    return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()).hexdigest()
+
+
 def folder_sha256(folder) -> str:
     "One sha256 for the names and bytes of all files below a folder"
-    lines = [f"{sha256(Path(folder) / name)}  {name}\n" for name in files_below(folder)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return content_hash({name: sha256(Path(folder) / name) for name in files_below(folder)})
 
 # %% ../nbs/02_storage.ipynb #f2ee4a46
 def key_path(
@@ -266,10 +278,9 @@ def key_path(
 
 
 def existing_path(root, key: str) -> Path:
-    "The same for an object that is there"
+    "The same for an object that is there; an error where it is not"
     path = key_path(root, key)
-    if not path.is_file():
-        raise GeosegError(f"no object {key!r} in {Path(root).name}", item=key)
+    if not path.is_file(): raise GeosegError(f"no object {key!r} in {Path(root).name}", item=key)
     return path
 
 
@@ -282,8 +293,7 @@ def file_part(path, start: int, length: int) -> bytes:
 
 def file_stamp(path) -> tuple[int, str] | None:
     "Size of a file and a text that changes whenever the file is replaced, None where there is none"
-    if not path.is_file():
-        return None
+    if not path.is_file(): return None
     stat = path.stat()
     return stat.st_size, f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
 
@@ -324,7 +334,7 @@ class LocalStorage(Objects):
 
 # %% ../nbs/02_storage.ipynb #97e11a0d
 def open_local(url: str) -> LocalStorage:
-    "The storage of a file:// URL"
+    "The storage of a file:// URL; a relative path in it is refused"
     rest = url.partition("://")[2].removeprefix("localhost")
     if not rest.startswith("/"):
         raise Refused(f"{url}: a file URL holds an absolute path, as in file:///data")
@@ -338,8 +348,7 @@ def storage(
     url,  # a path, scheme://..., or a storage
 ) -> LocalStorage | S3Storage:
     "The storage that a path or URL means"
-    if isinstance(url, (LocalStorage, S3Storage)):
-        return url
+    if isinstance(url, (LocalStorage, S3Storage)): return url
     text = re.sub(r"(?i)^s3:/(?!/)", "s3://", str(url))
     scheme, separator, _ = text.partition("://")
     return pick(STORAGES, scheme.lower(), "storage scheme")(text) if separator else LocalStorage(url)
@@ -363,11 +372,9 @@ def written_file(
 
 def readable(url) -> Path | io.BytesIO:  # what a reader of files takes
     "A file by its path, or the bytes of an object; FileNotFoundError where there is none"
-    if not is_remote(url):
-        return resolve(url)
+    if not is_remote(url): return resolve(url)
     folder, _, name = str(url).rpartition("/")
-    if not (place := storage(folder)).exists(name):
-        raise FileNotFoundError(str(url))
+    if not (place := storage(folder)).exists(name): raise FileNotFoundError(str(url))
     return io.BytesIO(place.read(name))
 
 
@@ -380,14 +387,14 @@ def run_path(
     run,  # run folder, as a parameter names it
     job: str,  # for the error
 ) -> Path:  # absolute
-    "Where a job finds and leaves its results; a run in a bucket is the launcher's business"
+    "Where a job finds and leaves its results; a run in a bucket is the launcher's business, and refused"
     if not is_remote(run): return resolve(run)
     raise Refused(f"run {run} lies in a bucket: `geoseg run {job} --out {run}` works on it and sends back what it made; "
                   "in Lab or with papermill alone, name a folder", item=str(run))
 
 # %% ../nbs/02_storage.ipynb #a3bdf26a
 def is_member(run: Path) -> bool:
-    "Whether the folder above is that of a matrix and names this run among its members"
+    "Whether the folder above is that of a matrix and names this run among its members; Refused where its list is broken"
     listed = run.parent / "members.json"
     try:
         names = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []

@@ -24,8 +24,8 @@ import xarray as xr
 
 from .catalog import footprints, outlines, plain_reason
 from .core import GeosegError, Grid, GridMismatch, Legend, Plain, pick
-from .raster import ROWS, file_error, row_grid, row_values
-from .windows import Window
+from .raster import file_error, row_grid, row_values
+from .windows import Window, row_windows
 
 # %% ../nbs/12c_swath.ipynb #637aee91
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def open_netcdf(
 ):  # yields an undecoded Dataset
     "A netCDF file opened for reading; an error at opening or while reading names item, file and reason"
     reason = plain_reason(str(path))
-    if reason:
-        raise file_error(path, reason, item)
+    if reason: raise file_error(path, reason, item)
     try:
         with xr.open_dataset(path, engine="h5netcdf", decode_cf=False) as source:
             yield source
@@ -109,7 +108,7 @@ def coordinate_name(
     axis: str,  # "latitude" or "longitude"
     name: str = "",  # declared; empty: found
 ) -> str:
-    "The variable that holds the latitude, or the longitude, of the pixels of a band"
+    "The variable that holds the latitude, or the longitude, of the pixels of a band; none, or several, are an error"
     listed = [n for n in str(source[band].attrs.get("coordinates", "")).split() if n in source.variables]
     there = [n for n in listed if is_axis(source[n], axis)] or [
         n for n in source.variables if is_axis(source[n], axis) and source[n].dims == source[band].dims]
@@ -152,9 +151,9 @@ def degree_blocks(
     source: xr.Dataset,  # undecoded
     grid: Swath,  # of the whole scene
 ) -> Iterator[Coordinates]:
-    "The coordinates of a scene from top to bottom, none of them beyond a pole or around the Earth twice"
-    for row in range(0, grid.height, ROWS):
-        block = read_degrees(source, grid, Window(row, 0, min(ROWS, grid.height - row), grid.width))
+    "The coordinates of a scene from top to bottom; an error where one is beyond a pole or around the Earth twice"
+    for window in row_windows(grid.height, grid.width):
+        block = read_degrees(source, grid, window)
         for name, values, low, high in zip((grid.latitude, grid.longitude), block, (-90, -180), (90, 360)):
             strange = values[(values < low) | (values > high)]
             if strange.size:
@@ -168,7 +167,7 @@ def swath_of(
     names: tuple[str, str] = ("", ""),  # of latitude and longitude; empty: found
     item: str = "",  # the scene that an error names
 ) -> Swath:
-    "Where the pixels of a variable lie"
+    "Where the pixels of a variable lie; an error where it is no image or has no coordinates"
     with open_netcdf(path, item) as source:
         try:
             pick(dict.fromkeys(source.variables, band), band, "variable")
@@ -185,7 +184,7 @@ def read_coordinates(
     grid: Swath,  # of a scene or of a window
     item: str = "",  # what an error names
 ) -> Coordinates:
-    "The places of the pixels of a grid"
+    "The places of the pixels of a grid; a GridMismatch where the file holds others than the catalog noted"
     with open_netcdf(grid.source, item) as source:
         shape = source[grid.latitude].shape
         if min(grid.row, grid.col) < 0 or grid.row + grid.height > shape[0] or grid.col + grid.width > shape[1]:
@@ -193,7 +192,7 @@ def read_coordinates(
         found = read_degrees(source, grid, Window(grid.row, grid.col, grid.height, grid.width))
     if found.latitude.shape == shape and coordinates_digest([found]) != grid.digest:
         raise GridMismatch(f"{item or grid.source}: the coordinates in {grid.source} are #{coordinates_digest([found])}, "
-                           f"#{grid.digest} were catalogued; run the catalog job again", item=item or grid.source)
+                           f"the catalog has #{grid.digest}; run the catalog job again", item=item or grid.source)
     return found
 
 # %% ../nbs/12c_swath.ipynb #4b7664af
@@ -210,7 +209,7 @@ def pixel_corners(
     centres: Coordinates,  # [row, col]
     item: str = "",  # what an error names
 ) -> Coordinates:  # [row + 1, col + 1]; longitudes run on over 180
-    "The corners of pixels from their centres"
+    "The corners of pixels from their centres; an error where they hold a pole or have no place"
     known = centres.longitude[np.isfinite(centres.longitude)]
     turn = lambda values, middle: values - 360 * np.round((values - middle) / 360)
     middle = turn(known, known[len(known) // 2]).mean() if known.size else np.nan
@@ -241,8 +240,7 @@ def ground_of(
     area = slice(max(row, 0), row + height + 1), slice(max(col, 0), col + width + 1)
     known = np.isfinite(corners.latitude[area] + corners.longitude[area])
     rows, cols = (np.flatnonzero(known.any(axis)) for axis in (1, 0))
-    if min(len(rows), len(cols)) < 2:
-        return shapely.Polygon()
+    if min(len(rows), len(cols)) < 2: return shapely.Polygon()
     rim = []
     for values in (corners.longitude[area], corners.latitude[area]):
         box = values[rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1]
@@ -270,8 +268,7 @@ def grid_of_row(
 ) -> Grid | Swath:
     "The grid that a catalog wrote down, whatever its kind"
     values = row_values(row)
-    if values.get("grid") != SWATH:
-        return row_grid(row)
+    if values.get("grid") != SWATH: return row_grid(row)
     return Swath(int(values["height"]), int(values["width"]), values["coordinates"], source=str(values["image"]),
                  latitude=values["latitude"], longitude=values["longitude"])
 

@@ -32,10 +32,9 @@ from .windows import Window
 def expand(
     pattern: str,  # "rtoa_{1..21}", "S{7,8,9}_BT_in", or a plain name
 ) -> list[str]:
-    "The names that a pattern stands for, as a shell would spell them out"
+    "The names that a pattern stands for, as a shell would spell them out; other braces are refused"
     found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found:
-        return [pattern]
+    if not found: return [pattern]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if not span and "," not in found[1]:
         raise Refused(f"band {pattern!r}: {found[0]} is no range such as {{1..21}} and no list such as {{4,6,17}}", item=pattern)
@@ -85,7 +84,7 @@ Options = SwathOptions
 def flag_tests(
     array: xr.DataArray,  # flags as they stand in the file
 ) -> dict[str, tuple[int, int | None]]:  # flag -> bits to look at, and what they must be; None: any of them set
-    "The flags of a variable by name"
+    "The flags of a variable by name; an error where its attributes contradict each other"
     names, given = str(array.attrs.get("flag_meanings", "")).split(), array.attrs
     masks, values = (np.atleast_1d(given[key]).tolist() if key in given else None for key in ("flag_masks", "flag_values"))
     if not names or any(len(v) != len(names) for v in (masks, values) if v) or not (masks or values):
@@ -109,7 +108,7 @@ def label_codes(
     array: xr.DataArray,  # flags as they stand in the file, integers
     rule: LabelRule,
 ) -> np.ndarray:  # raw codes, int32
-    "One class code a pixel"
+    "One class code a pixel; labels that are not whole numbers are an error"
     if array.dtype.kind not in "iu":
         raise GeosegError(f"{array.name} is {array.dtype}: classes are integers; name a variable of flags or codes")
     tests = flag_tests(array) if rule.flags else {}
@@ -127,8 +126,7 @@ def file_faults(
     bands, label = sensors(options)[0].names, options.label
     wanted = [*bands, *([label.variable] if label.variable else [])]
     lacks = [name for name in wanted if name not in source.variables]
-    if lacks:
-        return [f"has no variable {', '.join(lacks)}"]
+    if lacks: return [f"has no variable {', '.join(lacks)}"]
     faults = [f"{name} is {source[name].dims}, {bands[0]} is {source[bands[0]].dims}; all must share their pixels"
               for name in wanted if source[name].dims != source[bands[0]].dims]
     units = {name: str(source[name].attrs.get("units", "")) for name in bands} if options.unit else {}
@@ -164,11 +162,9 @@ def scan_file(
         with open_netcdf(path) as source:
             faults = file_faults(source, options)
             label = source[options.label.variable][:1] if options.label.variable and not faults else None
-            if label is not None:
-                label_codes(label.load(), options.label)
+            if label is not None: label_codes(label.load(), options.label)
             time = pd.to_datetime(source.attrs[options.time], utc=True) if options.time and not faults else pd.NaT
-        if faults:
-            return "; ".join(faults)
+        if faults: return "; ".join(faults)
         grid = swath_of(path, sensor.names[0], (options.latitude, options.longitude))
         return {"id": id, "image": str(path), "mask": "", "place": place_of(id, options), "time": time, **swath_columns(grid),
                 "bands": len(sensor.names), "dtype": sensor.dtype, "nodata": np.nan if sensor.nodata is None else sensor.nodata}
@@ -219,8 +215,7 @@ def band_values(
     "One band, physical or stored"
     decoded = physical(array)
     known = np.isfinite(decoded) & in_range(array)
-    if options.values == "stored":
-        return array.values, known
+    if options.values == "stored": return array.values, known
     return np.where(known, decoded, np.nan).astype(options.dtype), known
 
 
@@ -230,7 +225,7 @@ def read(
     bands: list[str] | None = None,  # None: all
     window: Window | None = None,  # None: the whole scene
 ) -> xr.Dataset:  # <sensor> (<sensor>_band, y, x), valid (y, x), label (y, x); lat and lon (y, x)
-    "The bands of a row with their validity, their places and raw label codes"
+    "The bands of a row with their validity, their places and raw label codes; an error where the file lacks what the catalog noted"
     row, known = row_values(row), sensors(options)[0].names
     whole, chosen = grid_of_row(row), [pick(dict(zip(known, known)), b, "band") for b in (known if bands is None else bands)]
     area = Window(*(window or (0, 0, whole.height, whole.width)))

@@ -110,12 +110,10 @@ def stalls(
     sign = -1 if spec.monitor == "val/loss" else 1
     best, still, found = -math.inf, 0, 0
     for row in history:
-        if not math.isfinite(score := sign * row.get(spec.monitor, math.nan)):
-            continue
+        if not math.isfinite(score := sign * row.get(spec.monitor, math.nan)): continue
         better = best == -math.inf or score > best + abs(best) * progress
         best, still = (score, 0) if better else (best, still + 1)
-        if still > spec.stall:
-            found, still = found + 1, 0
+        if still > spec.stall: found, still = found + 1, 0
     return found
 
 # %% ../nbs/36a_task.ipynb #08e5028f
@@ -135,8 +133,7 @@ def rate_factor(
 ) -> float:                # 0 to 1
     "The learning rate of a step as a fraction of the highest"
     warm = round(spec.warmup * steps)
-    if step < warm:
-        return (step + 1) / (warm + 1)
+    if step < warm: return (step + 1) / (warm + 1)
     return SCHEDULES[spec.schedule]((step - warm) / max(steps - warm, 1), step * spec.epochs // steps, history, spec)
 
 # %% ../nbs/36a_task.ipynb #484aab27
@@ -222,12 +219,10 @@ def make_task(
     device = resolve_device(spec.device)
     train, val = part_loaders(spec, store, split)
     network = build_model(model_spec(spec, store), seed=spec.seed)
-    if spec.prior_bias:
-        set_prior(network, seen_counts(spec, store, train.dataset.rows))
+    if spec.prior_bias: set_prior(network, seen_counts(spec, store, train.dataset.rows))
     network = network.to(device, memory_format=torch.channels_last)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.ema), use_buffers=True) if spec.ema else None
-    if average:
-        average.requires_grad_(False)
+    if average: average.requires_grad_(False)
     return Task(spec, network, bound_loss(spec, store, train.dataset.rows), AUGMENTS[spec.augment], store.legend,
                 resolve_precision(spec.precision, device), train, val, average)
 

@@ -30,16 +30,14 @@ from .layout import (
 from .mirror import (
     CACHE, MANIFEST, PROGRESS, bring, digest_of, drop, looked_up, pull, push, remote, remote_sizes, require_ours, sweep,
     synchronise, workplace)
-from .spec import dumps_json, loads_json, make, spec_hash
+from .spec import dumps_json, loads_json, make, spec_from, spec_hash
 from .storage import ROOM, atomic_file, files_below, room_for, safe_name, sha256, write_atomic
 
 # %% ../nbs/21_tilestore.ipynb #1136c71d
 def _spec_on_disk(root) -> StoreSpec | None:
     "The spec of a store, finished or in progress"
     for path in (root / MANIFEST, root / PROGRESS / "spec.json"):
-        if path.is_file():
-            values = loads_json(path.read_bytes())
-            return make(StoreSpec, {name: values[name] for name in StoreSpec.model_fields if name in values})
+        if path.is_file(): return spec_from(StoreSpec, loads_json(path.read_bytes()))
 
 
 def is_begun(root: Path, spec: StoreSpec) -> bool:
@@ -67,8 +65,7 @@ def create_store(
     "Begins a store, or goes on with the one that the same spec began"
     root = workplace(url)
     synchronise(root)
-    if root.exists():
-        require_ours(root)
+    if root.exists(): require_ours(root)
     if not is_begun(root, spec):
         _clear(root)
         (root / PROGRESS).mkdir(parents=True, exist_ok=True)
@@ -170,8 +167,7 @@ def write_shard(
 
 
 def _under_construction(root) -> StoreSpec:
-    if not (root / PROGRESS / "spec.json").is_file():
-        synchronise(root)
+    if not (root / PROGRESS / "spec.json").is_file(): synchronise(root)
     spec = None if (root / MANIFEST).is_file() else _spec_on_disk(root)
     if spec is None:
         raise Refused(f"{root} is not under construction; begin it with create_store", item=str(root))
@@ -184,7 +180,7 @@ def _as_index(rows) -> geopandas.GeoDataFrame:
 
 # %% ../nbs/21_tilestore.ipynb #e957232a
 def shard_index(root, spec) -> geopandas.GeoDataFrame:
-    "The index rows of all shards in the order of the tiles"
+    "The index rows of all shards in the order of the tiles; an id that occurs twice is an error"
     names = [f"{PROGRESS}/{k}.parquet" for k in range(shard_count(spec))]
     pull(root, names)
     parts = [pd.read_parquet(root / name) for name in names]
@@ -197,7 +193,7 @@ def shard_index(root, spec) -> geopandas.GeoDataFrame:
 
 # %% ../nbs/21_tilestore.ipynb #4418a209
 def finish_store(url) -> Manifest:
-    "Makes a store whose shards are all written a whole one"
+    "Makes a store whose shards are all written a whole one; a missing shard is refused"
     root = workplace(url)
     sizes = synchronise(root)
     if not (root / MANIFEST).is_file():
@@ -337,7 +333,7 @@ def read_rows(
     rows,  # tile numbers, in any order, repeats allowed
     names: list[str] | None = None,  # arrays to read; None: all
 ) -> dict[str, np.ndarray]:  # name -> [len(rows), ...]
-    "Tiles by number, through whole-shard reads"
+    "Tiles by number, through whole-shard reads; a number beyond the last is refused"
     rows = np.asarray(rows, dtype=np.int64)
     if rows.size and not (0 <= rows.min() and rows.max() < len(store)):
         raise Refused(f"tile store {store.manifest.name} holds tiles 0 to {len(store) - 1}, not {rows.min()} to {rows.max()}")
@@ -375,7 +371,7 @@ def replace_shard(
     arrays: dict[str, np.ndarray],  # name -> [tiles of the shard, ...]
     rows: pd.DataFrame,  # index rows of the shard
 ) -> ShardRecord:
-    "Writes a shard of a finished store again; its bytes must be those that the manifest names"
+    "Writes a shard of a finished store again; other bytes than the manifest names are an error"
     root = workplace(url)
     _finished(root)
     record = read_manifest(root)[0].shards[k]

@@ -43,8 +43,7 @@ def by_bytes(
     "A plain value in which files are told by their bytes"
     if isinstance(value, dict):
         return {key: by_bytes(v) for key, v in value.items() if key != "on_missing"}
-    if isinstance(value, list):
-        return [by_bytes(v) for v in value]
+    if isinstance(value, list): return [by_bytes(v) for v in value]
     return file_digest(value) if is_file(value) else value
 
 # %% ../nbs/22_tiling.ipynb #02371894
@@ -78,7 +77,7 @@ def sensor_values(
     sensor: Sensor,
     item: str,  # the scene that errors name
 ) -> np.ndarray:  # [band, row, col]
-    "One sensor of a dataset, its bands by name, in its declared type"
+    "One sensor of a dataset, its bands by name, in its declared type; another type is an error"
     values = data[sensor.name].sel({f"{sensor.name}_band": sensor.names}).values
     if values.dtype != np.dtype(sensor.dtype):
         raise GeosegError(f"{item}: {sensor.name} was read as {values.dtype}, its sensor declares {sensor.dtype}; "
@@ -107,8 +106,7 @@ def to_strip(
     blank = np.full(shape, legend.ignore_index, "uint8")
     arrays["label"] = legend.encode(data["label"].values, item) if "label" in data else blank
     apparent = valid_pixels(store, {name: array[None] for name, array in arrays.items()})[0]
-    if needs_valid(store):
-        return Strip(area, arrays | {"valid": seen & apparent})
+    if needs_valid(store): return Strip(area, arrays | {"valid": seen & apparent})
     hidden = apparent & ~seen
     if hidden.any():
         own = [s["name"] for s in store.sensors if s.get("ratio", 1) == 1]
@@ -260,8 +258,7 @@ def tile(
     "Scenes to a finished tile store; run again after a crash it writes what is missing and gives the same bytes"
     execution, root = execution or Execution(), workplace(url)
     store, batches = planned_store(spec, catalog, source, url)
-    if is_sealed(root) and _is_whole(root, store):
-        return open_store(url)
+    if is_sealed(root) and _is_whole(root, store): return open_store(url)
     require_ours(root)
     if not is_remote(url):
         kept = shard_done if is_begun(root, store) else lambda root, k: None
@@ -312,7 +309,7 @@ def repair(
     source: Source,
     url,  # a finished store
 ) -> pd.DataFrame:  # what was damaged: shard, file, problem
-    "Cuts the damaged shards of a store again"
+    "Cuts the damaged shards of a store again; Refused where it was cut from anything else, an error where a file has no source"
     (store, batches), root = planned_store(spec, catalog, source, url), workplace(url)
     damaged = verify(root)
     if not _is_whole(root, store):
@@ -338,7 +335,7 @@ def _mend(root, batch, store, reader, damaged):
 def cut_from(
     url,  # a store in the folder of a tile job
 ) -> tuple[TileSpec, geopandas.GeoDataFrame, Source]:
-    "What the jobs of a run tell of a store: its spec, its scenes, their product"
+    "What the jobs of a run tell of a store: its spec, its scenes, their product; a store outside of a run is refused"
     place = storage(url)
     params = None if is_remote(place) else place.root.parent / "params.json"
     if params is None or not params.is_file():

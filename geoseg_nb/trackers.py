@@ -47,8 +47,7 @@ def mlflow(folder: Path, name: str) -> Logger:
     from lightning.pytorch.loggers import MLFlowLogger
 
     place = os.environ.get("MLFLOW_TRACKING_URI", (folder / "trackers" / "mlruns").as_uri())
-    if place.startswith("file:"):
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    if place.startswith("file:"): os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return MLFlowLogger(experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", "geoseg_nb"), run_name=name, tracking_uri=place)
 
 

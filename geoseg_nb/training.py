@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'Keeper', 'save_last', 'keep_epoch', 'signalled', 'Halt', 'make_trainer', 'calm_lightning', 'mend_best',
-           'stand_at', 'fit', 'make_card', 'write_model', 'TrainResult', 'read_result', 'RanksJob', 'fit_together',
-           'kept_by', 'main', 'train']
+           'stand_at', 'fit', 'make_card', 'write_model', 'TrainResult', 'recorded_result', 'RanksJob', 'fit_together',
+           'kept_by', 'one_rank', 'train']
 
 # %% ../nbs/37_training.ipynb #d0d16c36
 import logging
@@ -24,14 +24,13 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from . import __version__
 from .checkpoint import ModelCard, save_model
 from .core import GeosegError, Refused
 from .models import drawing, spare_core
-from .ranks import gathered, join, place, require_ranks, summed, torchrun
+from .ranks import gathered, join, leave, place, require_ranks, summed, torchrun
 from .resuming import (
     BEST, IDENTITY, IDLE, LAST, NOTHING, RECORD, Cost, Preempted, TensorFiles,
     claim, clock, heed, heeding, resumable, spent, step_aside, torn)
@@ -80,8 +79,7 @@ def save_last(
     folder: Path,  # checkpoints/
 ) -> None:
     "Writes last.ckpt and keeps the one before; all ranks call it, the first writes"
-    if place().rank == 0:
-        step_aside(folder)
+    if place().rank == 0: step_aside(folder)
     trainer.save_checkpoint(folder / LAST)
 
 
@@ -110,8 +108,7 @@ def signalled(
     noted: list[int],  # signals that came to this rank; one that came to another is added
 ) -> bool:
     "Whether a signal came to any rank"
-    if summed(len(noted)) and not noted:
-        noted.append(signal.SIGTERM)
+    if summed(len(noted)) and not noted: noted.append(signal.SIGTERM)
     return bool(noted)
 
 # %% ../nbs/37_training.ipynb #1f74e8bb
@@ -131,8 +128,7 @@ class Halt(L.Callback):
         heed(self.noted)
 
     def on_train_batch_start(self, trainer, module, batch, index):
-        if self.midway:
-            resume_midway(module, self.midway[place().rank])
+        if self.midway: resume_midway(module, self.midway[place().rank])
         self.midway = None
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
@@ -194,8 +190,7 @@ def mend_best(
     "Makes the checkpoint the best one, where its epoch is and a kill came before that was written"
     rows, place_of_best = state["callbacks"]["Keeper"]["history"], path.with_name(BEST)
     best = best_epoch(rows, monitor)
-    if not best or best["epoch"] != state["epoch"] or place().rank:
-        return
+    if not best or best["epoch"] != state["epoch"] or place().rank: return
     if not place_of_best.is_file() or torn(place_of_best) or TensorFiles().load_checkpoint(place_of_best)["epoch"] != best["epoch"]:
         with atomic_file(place_of_best) as temporary:
             shutil.copyfile(path, temporary)
@@ -264,7 +259,7 @@ def write_model(
     split: pd.DataFrame,
     identity: dict,
 ) -> tuple[Path, dict, list[str]]:  # model folder, row of the kept epoch, notes
-    "Saves the kept epoch as a model folder"
+    "Saves the kept epoch as a model folder; an error where its checkpoint is of another epoch"
     best, notes = best_epoch(keeper.history, task.spec.monitor), []
     row, kept = (best, BEST) if task.spec.keep == "best" and best else (keeper.history[-1], LAST)
     state = TensorFiles().load_checkpoint(keeper.folder / "checkpoints" / kept)
@@ -288,7 +283,7 @@ class TrainResult:
     notes: list[str]       # what a reader of the scores should know
 
 
-def read_result(
+def recorded_result(
     folder: Path,
     result: dict,  # history, best, seconds, cpu_seconds, notes
 ) -> TrainResult:
@@ -339,7 +334,7 @@ def kept_by(path: Path | None) -> dict:  # history, cost, owner
     return TensorFiles().load_checkpoint(path)["callbacks"]["Keeper"] if path else {"history": [], "cost": list(NOTHING), "owner": ""}
 
 # %% ../nbs/37_training.ipynb #031de340
-def main(
+def one_rank(
     argv: list[str],  # path of ranks.json
 ) -> int:             # exit code
     "One rank of a training, as torchrun starts it"
@@ -347,8 +342,7 @@ def main(
         job, local = make(RanksJob, read_config(argv[0])), os.environ["LOCAL_RANK"]
         gpu = job.spec.device != "cpu" and torch.cuda.is_available()
         spec = job.spec.replace(device=f"cuda:{local}" if gpu else "cpu")
-        if gpu:
-            torch.cuda.set_device(int(local))
+        if gpu: torch.cuda.set_device(int(local))
         join("nccl" if gpu else "gloo")
         try:
             fit(make_task(spec, open_store(job.store), read_split(job.split)), Path(job.folder), job.progress, job.owner, noted)
@@ -357,11 +351,10 @@ def main(
             write_atomic(Path(job.folder) / STOPPED, "")
             return 75
         finally:
-            dist.destroy_process_group()
+            leave()
 
 
-if __name__ == "__main__" and "__file__" in globals():
-    raise SystemExit(main(sys.argv[1:]))
+if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(one_rank(sys.argv[1:]))
 
 # %% ../nbs/37_training.ipynb #59e6f230
 def train(
@@ -377,7 +370,7 @@ def train(
     with run_lock(folder / "checkpoints"):
         record = claim(folder, identity)
         if "result" in record and (folder / "model" / "model.json").is_file():
-            return read_result(folder, record["result"])
+            return recorded_result(folder, record["result"])
         owner = spec_hash({name: record[name] for name in IDENTITY})
         task = make_task(spec if spec.devices == 1 else spec.replace(device="cpu"), store, split)
         if spec.devices == 1: keeper = fit(task, folder, progress, owner)
@@ -388,4 +381,4 @@ def train(
         cost = spent(started, keeper.before)
         result = {"history": keeper.history, "best": best, "seconds": round(cost.seconds, 2), "cpu_seconds": round(cost.cpu, 2), "notes": notes}
         write_atomic(folder / RECORD, dumps_json(identity | {"result": result}) + "\n")
-    return read_result(folder, result)
+    return recorded_result(folder, result)

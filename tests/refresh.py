@@ -1,6 +1,6 @@
 """Re-run the notebooks whose committed outputs are stale: `make refresh`.
 
-`nbs/outputs.json` holds two prints a notebook: of its own code cells and of the modules that it stands on. A notebook is stale
+`nbs/outputs.json` holds two digests a notebook: of its own code cells and of the modules that it stands on. A notebook is stale
 when either changed since its outputs were made. The laws demand only the first, so that a change low in the house does not force
 every picture to be drawn again on the spot.
 """
@@ -23,7 +23,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def own_print(notebook: Path) -> str:
+def own_digest(notebook: Path) -> str:
     return digest("\n\n".join(c["source"] for c in cells(notebook) if c["cell_type"] == "code"))
 
 
@@ -33,8 +33,8 @@ def imported(source: str) -> set[str]:
     return {name for found in lines for group in found for name in re.findall(r"\w+", group)}
 
 
-def below_print(notebook: Path) -> str:
-    "Print of all modules that a notebook reaches"
+def below_digest(notebook: Path) -> str:
+    "Digest of all modules that a notebook reaches"
     todo = imported("\n".join(c["source"] for c in cells(notebook) if c["cell_type"] == "code"))
     seen: dict[str, str] = {}
     while todo:
@@ -51,7 +51,7 @@ def record() -> dict:
 
 def stale() -> list[Path]:
     known = record()
-    return [n for n in TOUR if known.get(n.stem) != {"own": own_print(n), "below": below_print(n)}]
+    return [n for n in TOUR if known.get(n.stem) != {"own": own_digest(n), "below": below_digest(n)}]
 
 
 def rerun(notebook: Path) -> None:
@@ -64,7 +64,7 @@ def rerun(notebook: Path) -> None:
                    resources={"metadata": {"path": str(notebook.parent)}}).execute()
     nbformat.write(nb, notebook)
     subprocess.run([Path(sys.executable).with_name("nbdev-clean"), "--fname", notebook], cwd=ROOT, check=True)
-    known = {**record(), notebook.stem: {"own": own_print(notebook), "below": below_print(notebook)}}
+    known = {**record(), notebook.stem: {"own": own_digest(notebook), "below": below_digest(notebook)}}
     RECORD.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 

@@ -15,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from geoseg_nb import artifacts
 from geoseg_nb.artifacts import (
-    alias, aliases, artifact_store, blob_key, content_hash, get, parse_ref, put, resolve_ref, version_numbers, versions)
+    alias, aliases, artifact_store, blob_key, get, parse_ref, put, resolve_ref, version_numbers, versions)
 from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.spec import loads_json
-from geoseg_nb.storage import LocalStorage, folder_sha256, sha256
+from geoseg_nb.storage import LocalStorage, content_hash, folder_sha256, sha256
 
 RULES = "split_rules/floods"
 

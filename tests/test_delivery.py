@@ -368,7 +368,7 @@ def delivered(folder, tmp_path_factory):
     return deliver(folder, maps, DeliverSpec(polygons=True, stac=True, time="2018-09-21T10:00:00Z"))
 
 
-def test_the_stac_catalogue_is_valid_and_leads_to_every_file(delivered):
+def test_the_stac_catalog_is_valid_and_leads_to_every_file(delivered):
     from pystac.stac_object import STACObjectType
     from pystac.validation.stac_validator import JsonSchemaSTACValidator
     path = delivered["stac"][0].parent

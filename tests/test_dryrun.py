@@ -12,7 +12,7 @@ import pytest
 from geoseg_nb.cli import main
 from geoseg_nb.estimates import Plan
 from geoseg_nb.jobs import Step
-from geoseg_nb.room import free_bytes
+from geoseg_nb.storage import free_bytes
 from geoseg_nb.storage import sample_folder
 from house import ROOT
 

@@ -4,7 +4,7 @@ import pytest
 from house import NOTEBOOKS, ROOT
 from kernels import ForkedKernelManager
 from nbclient import NotebookClient
-from refresh import QUIET, own_print, record
+from refresh import QUIET, own_digest, record
 
 
 @pytest.mark.parametrize("notebook", [*NOTEBOOKS, ROOT / "nbs" / "index.ipynb"], ids=lambda p: p.stem)
@@ -17,4 +17,4 @@ def test_notebook_runs(notebook):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_outputs_belong_to_the_committed_code(notebook):
     "Else `make refresh`"
-    assert record().get(notebook.stem, {}).get("own") == own_print(notebook)
+    assert record().get(notebook.stem, {}).get("own") == own_digest(notebook)

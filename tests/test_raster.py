@@ -17,7 +17,7 @@ from rio_cogeo import cog_validate
 
 from geoseg_nb.core import Band, GeosegError, Grid, GridMismatch, Sensor, make_legend
 from geoseg_nb.raster import (
-    Pixels, grid_coords, grid_of, open_raster, read_bands, read_header, read_pixels, row_grid, strips, to_dataset,
+    Pixels, grid_coords, grid_of, open_raster, read_bands, read_header, read_pixels, row_grid, tile_rows, to_dataset,
     valid_mask, write_cog,
 )
 from geoseg_nb.storage import sample_folder
@@ -377,7 +377,7 @@ def test_strips_hold_all_rows_in_order(heights):
     ends = np.cumsum([0, *heights])
     whole = np.arange(ends[-1], dtype="int32")[:, None]
     grid = Grid("EPSG:32633", UTM33.transform, int(ends[-1]), 1)
-    found = list(strips(((int(a), whole[a:b]) for a, b in zip(ends, ends[1:])), grid, "map"))
+    found = list(tile_rows(((int(a), whole[a:b]) for a, b in zip(ends, ends[1:])), grid, "map"))
     assert np.array_equal(np.concatenate([block for _, block in found]), whole)
     assert [row for row, _ in found] == list(range(0, int(ends[-1]), 512))
 

@@ -73,10 +73,10 @@ def main():
     for name, default in (("edge", 1024), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked, missed = parser.parse_args(), []
-    print(f"{asked.edge} x {asked.edge} pixels in patches of 8, median of {asked.rounds} rounds, CPU ns a pixel\n")
+    print(f"{asked.edge} x {asked.edge} pixels in squares of 8, median of {asked.rounds} rounds, CPU ns a pixel\n")
     for title, (legend, known, dtype) in legends().items():
-        patches = np.random.default_rng(0).choice(known, (-(-asked.edge // 8),) * 2)
-        codes = np.kron(patches, np.ones((8, 8), int))[:asked.edge, :asked.edge].astype(dtype)
+        squares = np.random.default_rng(0).choice(known, (-(-asked.edge // 8),) * 2)
+        codes = np.kron(squares, np.ones((8, 8), int))[:asked.edge, :asked.edge].astype(dtype)
         times = {name: [] for name in WAYS}
         for _ in range(asked.rounds):
             turn = {name: nanoseconds(way, legend, codes) for name, way in WAYS.items()}
