@@ -194,8 +194,12 @@ def test_bands_of_several_files_come_in_the_order_asked(tmp_path, order):
 def test_each_file_is_opened_once(tmp_path, monkeypatch):
     path, opened, plain = write(tmp_path / "five.tif", numbers(5)), [], rasterio.open
     monkeypatch.setattr(rasterio, "open", lambda *args, **kwargs: opened.append(args) or plain(*args, **kwargs))
-    read_pixels({f"B{i}": (path, i) for i in range(1, 6)}, window=Window(3, 4, 5, 6))
-    assert len(opened) == 1
+    bands, window = {f"B{i}": (path, i) for i in range(1, 6)}, Window(3, 4, 5, 6)
+    small = read_pixels(bands, window=window)
+    assert not opened
+    monkeypatch.setattr("geoseg_nb.raster.plain_file", lambda path: None)
+    large = read_pixels(bands, window=window)
+    assert len(opened) == 1 and all(np.array_equal(a, b) for a, b in zip(small[:2], large[:2])) and small.grid == large.grid
 
 
 @pytest.mark.parametrize("window", [(-1, 0, 8, 8), (0, -1, 8, 8), (41, 0, 8, 8), (0, 57, 8, 8), (48, 0, 1, 1)])
