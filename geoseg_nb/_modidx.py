@@ -533,6 +533,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'geoseg_nb.launch.own_kernel': ('launch.html#own_kernel', 'geoseg_nb/launch.py'),
                                   'geoseg_nb.launch.papermill_run': ('launch.html#papermill_run', 'geoseg_nb/launch.py'),
                                   'geoseg_nb.launch.pass_on': ('launch.html#pass_on', 'geoseg_nb/launch.py'),
+                                  'geoseg_nb.launch.record_end': ('launch.html#record_end', 'geoseg_nb/launch.py'),
                                   'geoseg_nb.launch.result_of': ('launch.html#result_of', 'geoseg_nb/launch.py'),
                                   'geoseg_nb.launch.run_cells': ('launch.html#run_cells', 'geoseg_nb/launch.py'),
                                   'geoseg_nb.launch.run_steps': ('launch.html#run_steps', 'geoseg_nb/launch.py'),

@@ -12,9 +12,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from geoseg_nb.core import Refused
-from geoseg_nb.jobs import bind, check_values, parameters_cell, plan_steps, read_parameters
-from geoseg_nb.launch import execute
+from geoseg_nb.jobs import Step, bind, check_values, parameters_cell, plan_steps, read_parameters
+from geoseg_nb.launch import JobFailed, execute
 from geoseg_nb.requests import Request, prepare
+from geoseg_nb.runs import read_job
+from geoseg_nb.stages import earlier
 from geoseg_nb.storage import folder_sha256, run_lock, sha256
 from house import JOBS, ROOT, geoseg
 
@@ -255,6 +257,21 @@ def test_the_error_of_a_cell_decides_the_exit_code(tmp_path, name, code):
     (tmp_path / "mine" / "recipe.yml").write_text("jobs: [10_catalog]\n")
     done = geoseg("run", tmp_path / "mine", "--out", tmp_path / "run")
     assert done.returncode == code and f"{name}: the machine goes" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "becomes"), [("KeyError", "failed"), ("KeyboardInterrupt", "failed"), ("Preempted", "preempted")])
+def test_a_cell_that_fails_after_the_record_takes_complete_back(tmp_path, name, becomes):
+    "Else the table of runs says complete, and the next job builds on it"
+    sources = ['run: str = ""  # run folder\nseed: int = 0  # of nothing', "from geoseg_nb.stages import open_job, record\nrecord(open_job('10_catalog', run, {}), {'scenes': 3}, {})",
+               f"raise type({name!r}, (ValueError,), {{}})('rows')"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    nb.cells[0].metadata = {"tags": ["parameters"]}
+    nbformat.write(nb, tmp_path / "10_catalog.ipynb")
+    step = Step("10_catalog", tmp_path / "run", {}, tmp_path / "10_catalog.ipynb")
+    with pytest.raises((JobFailed, KeyboardInterrupt)): execute(step)
+    found = read_job(step.folder)
+    assert found["status"] == becomes and (becomes == "preempted" or found["metrics"] == {"scenes": 3} and name in found["why"])
+    with pytest.raises(Refused, match="no complete 10_catalog"): earlier(step.run, "catalog")
 
 
 WAITING = """
