@@ -1150,6 +1150,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'geoseg_nb.redact.secret_parts': ('redact.html#secret_parts', 'geoseg_nb/redact.py'),
                                   'geoseg_nb.redact.secret_values': ('redact.html#secret_values', 'geoseg_nb/redact.py'),
                                   'geoseg_nb.redact.secrets_in': ('redact.html#secrets_in', 'geoseg_nb/redact.py'),
+                                  'geoseg_nb.redact.several': ('redact.html#several', 'geoseg_nb/redact.py'),
                                   'geoseg_nb.redact.struck': ('redact.html#struck', 'geoseg_nb/redact.py'),
                                   'geoseg_nb.redact.without': ('redact.html#without', 'geoseg_nb/redact.py')},
             'geoseg_nb.reliability': { 'geoseg_nb.reliability.Reliability': ('reliability.html#reliability', 'geoseg_nb/reliability.py'),
