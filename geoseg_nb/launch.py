@@ -31,6 +31,7 @@ from .core import GeosegError, Refused
 from .jobs import Step, notebook_cells
 from .outputs import echoed, engine, scrub
 from .places import kept
+from .profile import size_text, used_kib
 from .redact import HELD, masked
 from .spec import Spec, dumps_json, loads_json
 from .stages import find_job, handle_of, read_result
@@ -259,8 +260,8 @@ def stopped(job: str) -> JobFailed:
 
 def kernel_died(job: str, notebook: Path) -> JobFailed:
     "The error of a kernel that ended by itself"
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    why = f"out of memory? the largest process of this launch held {peak:,.0f} MB"
+    peak = size_text(1024 * used_kib(resource.RUSAGE_CHILDREN))
+    why = f"out of memory? the largest process of this launch held {peak}"
     return JobFailed(f"{job}: the kernel died ({why})\n  notebook: {notebook}", 1, "killed")
 
 

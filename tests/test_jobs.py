@@ -1,6 +1,7 @@
 "The launcher and the jobs, end to end on the bundled sample"
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from geoseg_nb.core import Refused
+from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.jobs import Step, bind, check_values, parameters_cell, plan_steps, read_parameters
 from geoseg_nb.launch import JobFailed, execute
 from geoseg_nb.requests import Request, prepare
 from geoseg_nb.runs import read_job
 from geoseg_nb.stages import earlier
-from geoseg_nb.storage import folder_sha256, run_lock, sha256
+from geoseg_nb.storage import folder_sha256, run_lock, sha256, storage
 from house import JOBS, ROOT, geoseg
 
 ORDER = ["10_catalog", "22_tile", "11_split", "37_train", "43_evaluate", "42_predict"]
@@ -370,8 +371,18 @@ def test_a_kernel_that_the_system_killed_leaves_a_record_and_a_hint(tmp_path):
     "Fault 36"
     mine, run = waiting_recipe(tmp_path / "mine"), tmp_path / "run"
     done = geoseg("run", mine, "--out", run, "-p", "way=killed")
-    assert done.returncode == 1 and "out of memory?" in done.stderr and " MB)" in done.stderr
+    assert done.returncode == 1 and re.search(r"out of memory\? the largest process of this launch held [\d.]+ [MG]B\)", done.stderr), done.stderr
     assert result(run, "10_catalog")["status"] == "killed" and (run / "10_catalog" / "10_catalog.ipynb").exists()
+
+
+def test_sizes_in_errors_are_said_in_powers_of_a_thousand(tmp_path, monkeypatch):
+    "As disks are sold, and as every plan says them"
+    from geoseg_nb import launch, mirror
+    monkeypatch.setattr(launch, "used_kib", lambda whose: 3_000_000)
+    assert "held 3.1 GB)" in str(launch.kernel_died("37_train", tmp_path))
+    monkeypatch.setattr(mirror, "remote", lambda root: storage(tmp_path))
+    monkeypatch.setattr(mirror.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 52_428_800))
+    with pytest.raises(GeosegError, match="has 52 MB left on its disk"): mirror._require_room(tmp_path, 30_000_000)
 
 
 def test_between_two_steps_a_notice_stops_the_run(tmp_path, monkeypatch):
