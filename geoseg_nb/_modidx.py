@@ -1094,6 +1094,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'geoseg_nb.ranks._pass_on': ('ranks.html#_pass_on', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks._talking': ('ranks.html#_talking', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks._watched': ('ranks.html#_watched', 'geoseg_nb/ranks.py'),
+                                 'geoseg_nb.ranks.agent': ('ranks.html#agent', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.gathered': ('ranks.html#gathered', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.join': ('ranks.html#join', 'geoseg_nb/ranks.py'),
                                  'geoseg_nb.ranks.meeting_device': ('ranks.html#meeting_device', 'geoseg_nb/ranks.py'),
