@@ -113,8 +113,9 @@ def write_polygons(
 # %% ../nbs/42e_deliver.ipynb #6417d918
 def map_files(path: Path) -> dict:  # kind -> path
     "A class map and what lies beside it"
-    there = {"classes": path, "probabilities": probabilities_of(path), "polygons": path.parent / POLYGONS / f"{path.stem}.gpkg",
-             "style": style_path(path)}
+    likely = probabilities_of(path)
+    there = {"classes": path, "probabilities": likely, "polygons": path.parent / POLYGONS / f"{path.stem}.gpkg",
+             "style": style_path(path), "probability_style": style_path(likely)}
     return {kind: file for kind, file in there.items() if file.is_file()}
 
 

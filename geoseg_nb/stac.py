@@ -83,7 +83,7 @@ def class_objects(legend: Legend) -> list[dict]:
 MEDIA = {".tif": "image/tiff; application=geotiff; profile=cloud-optimized", ".nc": "application/netcdf",
          ".gpkg": "application/geopackage+sqlite3", ".qml": "application/xml"}
 TITLES = {"classes": "Class of each pixel", "probabilities": "Probability of each class", "polygons": "Patches of one class",
-          "style": "Style for QGIS"}
+          "style": "Style for QGIS", "probability_style": "Style of the probabilities for QGIS"}
 
 
 def asset_bands(kind: str, legend: Legend) -> list[dict]:
@@ -96,7 +96,7 @@ def asset_bands(kind: str, legend: Legend) -> list[dict]:
 
 
 def assets(
-    files: dict,  # "classes", "probabilities", "polygons", "style" -> path
+    files: dict,  # a key of TITLES -> path
     legend: Legend,
     folder: Path,  # of the item
 ) -> dict:
@@ -104,7 +104,7 @@ def assets(
     made = {}
     for kind, path in files.items():
         made[kind] = {"href": Path(os.path.relpath(path, folder)).as_posix(), "type": MEDIA[Path(path).suffix],
-                      "title": TITLES[kind], "roles": ["metadata" if kind == "style" else "data"]}
+                      "title": TITLES[kind], "roles": ["metadata" if kind.endswith("style") else "data"]}
         if kind in ("classes", "probabilities"):
             made[kind]["bands"] = asset_bands(kind, legend)
     return made

@@ -29,7 +29,7 @@ from .plan import (  # noqa: F401  the plan belongs to the stage
 from .products import Source, received
 from .room import require_room
 from .spec import make, read_config, spec_hash
-from .stages import Execution, Outcome, check_failures, earlier, output, run_items
+from .stages import Execution, Outcome, check_failures, earlier, output, reason, run_items
 from .storage import is_remote, storage
 from .tilestore import (
     MANIFEST, PROGRESS, TileStore, create_store, is_begun, finish_store, open_store, read_manifest, replace_shard, require_ours,
@@ -142,7 +142,7 @@ def strip_reader(
         try: return to_strip(reader(scenes[scene], bands=bands, window=area), area, store, scene)
         except GeosegError as error:
             if not skip: raise
-            return str(error)
+            return reason(error)
 
     def of_tile(row):
         own = visible(Window(row.row, row.col, row.height, row.width), *sizes[row.scene])
