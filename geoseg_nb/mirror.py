@@ -94,7 +94,7 @@ def synchronise(
     root: Path,
     sizes: dict[str, int] | None = None,  # as `remote_sizes` gives it, where known
 ) -> dict[str, int] | None:  # the same, for whoever comes next
-    "Makes the small files of a mirror those of its bucket; not while another process writes there"
+    "Makes the small files of a mirror those of its bucket; not while another process writes there; a prefix of other things is refused"
     sizes = remote_sizes(root) if sizes is None else sizes
     if sizes is None:
         return None

@@ -29,7 +29,7 @@ def moment(
     time,  # a timestamp, "2018-09-21", "2018-09-21T10:02:33Z" or "<start>/<end>"; empty or NaT: unknown
     item: str = "",  # what an error names
 ) -> dict:  # datetime, or a null datetime with start_datetime and end_datetime
-    "The time of a scene as STAC has it, in UTC"
+    "The time of a scene as STAC has it, in UTC; none, or none that can be read, is refused"
     parts = str(time).split("/") if time not in ("", None) and time is not pd.NaT else []
     try:
         found = [datetime.fromisoformat(part) for part in parts]
@@ -193,7 +193,7 @@ def map_catalog(
     ids: list[str],  # of the maps
     title: str = "Class maps",
 ) -> dict:
-    "The catalogue of a folder of items"
+    "The catalog of a folder of items"
     items = [{"rel": "item", "href": f"./{id}{ITEM}", "type": "application/geo+json"} for id in ids]
     model = {"rel": "item", "href": "./model.json", "type": "application/geo+json", "title": "the model"}
     return {"type": "Catalog", "stac_version": VERSION["stac_version"], "id": "maps", "title": title, "links": [

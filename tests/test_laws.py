@@ -69,7 +69,7 @@ def test_the_command_line_answers_without_heavy_imports():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
 
 
-UNTOLD = {"deliver", "scrubbed", "run_steps", "synchronise", "worked_in", "fetch_large", "recipe_at", "lay_file", "planned", "moment"}  # to be emptied
+UNTOLD = {"scrubbed", "run_steps", "worked_in", "fetch_large"}  # to be emptied
 
 
 def raises(function):
