@@ -54,7 +54,7 @@ def fingerprint(
     path: Path,         # file or folder of source data
     run: Path | None = None,  # run folder; what lies in it is no source
 ) -> str:               # changes when a file comes, goes, grows or is touched
-    "A cheap print of source data: names, sizes and times, not contents"
+    "A cheap fingerprint of source data: names, sizes and times, not contents"
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".xml")
     files = [p for p in files if run is None or run not in p.parents]
     lines = [f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
@@ -90,7 +90,7 @@ def result_of(folder: Path | None) -> dict:
 
 # %% ../nbs/60a_launch.ipynb #b9fda70d
 def digest(content: bytes) -> str:
-    "Short print of anything"
+    "Short digest of anything"
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -264,7 +264,7 @@ def kernel_died(job: str, notebook: Path) -> JobFailed:
     why = f"out of memory? the largest process of this launch held {peak}"
     return JobFailed(f"{job}: the kernel died ({why})\n  notebook: {notebook}", 1, "killed")
 
-
+# %% ../nbs/60a_launch.ipynb #d95122d9
 def take_back(step: Step, why: str) -> None:
     "Record a step as failed that was recorded as complete"
     result = result_of(step.folder)
@@ -285,7 +285,7 @@ def record_end(
         said = str(error).removeprefix(f"{step.job}: ").splitlines()
         take_back(step, masked(said[0] if said else type(error).__name__))
 
-
+# %% ../nbs/60a_launch.ipynb #6d0a2a52
 def execute(
     step: Step,  # bound and checked
 ) -> dict:       # its result.json
@@ -303,7 +303,7 @@ def execute(
 # %% ../nbs/60a_launch.ipynb #6dc7c487
 @contextmanager
 def scrubbed(step: Step, say=print) -> Iterator[None]:
-    "What the block leaves in a step's folder holds no secret of the environment"
+    "What the block leaves in a step's folder holds no secret of the environment; raises JobFailed where a file had to be held back"
     try: yield
     finally:
         found = scrub(step.folder)
@@ -372,7 +372,7 @@ def run_steps(
     say=print,          # takes one line a step
     note: RunNote | None = None,  # what the run is made from; None: nothing new
 ) -> list[dict]:        # result.json of every step
-    "Run what is not complete and unchanged, in order; where the run lies in a bucket, send what each step left"
+    "Run what is not complete and unchanged, in order; where the run lies in a bucket, send what each step left; raises JobFailed"
     results = []
     with run_lock(run), forwarding() as notices, kept(run) as copy:
         if note: note_run(note, run)

@@ -38,7 +38,7 @@ def worked_in(
     url,  # path, URL or storage of a run or a store
     kind: str = "runs",  # or "mirrors"
 ) -> Path:  # the folder itself, or the copy of a bucket's prefix
-    "Where files are worked on"
+    "Where files are worked on; a whole bucket is refused"
     place = storage(url)
     if not isinstance(place, S3Storage): return place.root
     if kind == "runs" and not place.prefix: raise Refused(f"{place.url()} is a whole bucket; give the run a name in it: {place.url()}/runs/mine")
@@ -197,7 +197,7 @@ def kept_part(
 
 
 def fetch_large(copy: Copy, key: str) -> None:
-    "Brings a large object into the copy; its parts are kept until all are there, whatever happens between"
+    "Brings a large object into the copy; its parts are kept until all are there, whatever happens between; parts of another object are an error"
     facts, rooms = copy.place.found(key), copy.run.parent.with_suffix(PARTS_HERE)
     room = rooms / hashlib.sha256(f"{key} {facts} {PART}".encode()).hexdigest()[:16]
     try:
@@ -302,7 +302,8 @@ def begin_anew(
 ) -> None:
     "Takes a job out of the copy, and out of the bucket when the copy is sent"
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    print(f"{', '.join(names[:5])}{more}: neither sent to {copy.place.url()} nor in {copy.run} any more; {job.rstrip('/')} runs again", file=sys.stderr)
+    where = f"neither sent to {copy.place.url()} nor in {copy.run} any more"
+    print(f"{', '.join(names[:5])}{more}: {where}; {job.rstrip('/')} runs again", file=sys.stderr)
     forget(copy, [name for name in files_here(copy.run) if name.startswith(job)])
     copy.seen |= {key: [stamp, 0, 0] for key, (stamp, _) in there.items() if key.startswith(job)}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'NAMED', 'SHELL', 'PLACES', 'PATTERN', 'COMMON', 'PLAINLY', 'PERHAPS', 'PAIR', 'WORD', 'CLOSED', 'INNER',
-           'USERINFO', 'SHORTEST', 'ENOUGH', 'LISTS', 'MANY', 'MASK', 'HELD', 'PICTURES', 'names_secret', 'is_place',
+           'SHORTEST', 'ENOUGH', 'MANY', 'USERINFO', 'LISTS', 'MASK', 'HELD', 'PICTURES', 'names_secret', 'is_place',
            'is_common', 'says_secret', 'leaves', 'pairs_in', 'parts_of', 'secret_parts', 'several', 'secrets_in',
            'found_in', 'secret_values', 'base64_forms', 'forms', 'struck', 'without', 'masked', 'masked_tree',
            'held_back', 'safe_cut', 'Redactor']
@@ -22,7 +22,8 @@ from itertools import groupby
 from urllib.parse import quote, unquote
 
 # %% ../nbs/00a_redact.ipynb #67842db1
-WORDS = ("tokens?", "secrets?", "passwords?", "passwd", "passphrase", "pwd", "credentials?", "bearer", "jwt", "connection_?string", "docker_?auth_?config",
+WORDS = ("tokens?", "secrets?", "passwords?", "passwd", "passphrase", "pwd", "credentials?", "bearer", "jwt", "connection_?string",
+         "docker_?auth_?config",
          "(?:access|account|api|auth|encryption|master|private|secret|session|shared|signing|ssh|storage)_?key")  # also at the end of a longer one
 NAMED = re.compile(rf"(?:^|[_.-])[a-z]*(?:{'|'.join(WORDS)})\d*(?:[_.-]|$)|(?:^|(?<!low)(?<!high)(?<!band)[_.-])pass\d*$|[_.-]pat\d*$",
                    re.IGNORECASE)
@@ -129,19 +130,21 @@ def secret_parts(
     "The values in a value that are named like secrets"
     return [part for name, part in parts_of(value) if (NAMED.search(name) or INNER.search(name)) and not is_place(name, part)]
 
-# %% ../nbs/00a_redact.ipynb #998c616d
-USERINFO = re.compile(r"(?<=://)[^\s/@'\"<>\\]+(?=@)")
+# %% ../nbs/00a_redact.ipynb #3ebcc4b0
 SHORTEST, ENOUGH = 6, 12  # characters of a value that is taken for a secret; that are enough to know one by, or an id
-LISTS = re.compile(r"(?:connection_?string|credentials|dsn|docker_?auth_?config)\d*$", re.IGNORECASE)  # variables whose values may be lists
 MANY = re.compile(r"(?:tokens|secrets|passwords)\d*$", re.IGNORECASE)  # variables that may hold several
 
 
 def several(
     value: str,  # of a variable
 ) -> list[str]:  # empty where there is but one
-    "The members of a list without names, as long as that they are known by"
+    "The members of a list without names that are long enough to be known by"
     found = re.split(r"[\s,;\[\]\"']+", value)
     return [part for part in found if ENOUGH <= len(part) < len(value)]
+
+# %% ../nbs/00a_redact.ipynb #998c616d
+USERINFO = re.compile(r"(?<=://)[^\s/@'\"<>\\]+(?=@)")
+LISTS = re.compile(r"(?:connection_?string|credentials|dsn|docker_?auth_?config)\d*$", re.IGNORECASE)  # variables whose values may be lists
 
 
 def secrets_in(
