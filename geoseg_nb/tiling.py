@@ -140,7 +140,7 @@ def strip_reader(
     @lru_cache(maxsize=1)
     def read(scene, area):
         try: return to_strip(reader(scenes[scene], bands=bands, window=area), area, store, scene)
-        except GeosegError as error:
+        except (ValueError, LookupError, OSError, RuntimeError) as error:
             if not skip: raise
             return reason(error)
 
@@ -267,7 +267,7 @@ def tile(
     with store_lock(url, PROGRESS, wait=0):
         create_store(url, store)
         do = partial(write_batch, url=storage(url), store=store, reader=source.reader, skip=execution.on_error == "skip")
-        run_items(do, batches, execution, key=lambda b: f"shard {b.shards[0]}", done=partial(batch_done, url=root), desc="tile")
+        run_items(do, batches, execution.replace(on_error="raise"), key=lambda b: f"shard {b.shards[0]}", done=partial(batch_done, url=root), desc="tile")
         count_failures(root, store, execution.max_failures)
         finish_store(url)
     return open_store(url)
