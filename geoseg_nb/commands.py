@@ -21,7 +21,8 @@ from .artifacts import (
 from .copies import copy_recipe, next_steps
 from .core import Refused, pick
 from .doctor import doctor, finding_lines
-from .estimates import count_text, size_text
+from .estimates import count_text
+from .profile import size_text
 from .runs import columned, list_runs
 from .stages import find_job
 from .storage import files_below, is_remote, resolve, storage

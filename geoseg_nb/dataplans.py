@@ -20,9 +20,10 @@ from . import products
 from .catalog import CatalogSpec, measure_scene, read_catalog
 from .checksums import PREFIX, file_columns
 from .estimates import (
-    BUDGET, Later, Plan, at_once, count_text, from_probe, known, size_text, spread_over, timed_probe)
+    BUDGET, Later, Plan, at_once, count_text, from_probe, known, spread_over, timed_probe)
 from .layout import StoreSpec, shard_bytes, shard_count, shard_rows
 from .plan import Batch, TileSpec, choose_bands, plan_tiles, require_whole_pixels
+from .profile import size_text
 from .products import Source, received, source_of
 from .room import stored_bytes
 from .spec import spec_from

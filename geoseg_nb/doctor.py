@@ -29,10 +29,9 @@ from typing import NamedTuple
 
 from . import __version__
 from .core import GeosegError, Refused, closest
-from .estimates import size_text
 from .launch import runs_root
 from .objects import bucket_settings, open_s3, split_url
-from .profile import own_cores
+from .profile import own_cores, size_text
 from .redact import masked, names_secret
 from .stages import git_commit, reason
 from .storage import cache_folder, free_bytes, is_checkout, is_remote, nearest, packaged, resolve

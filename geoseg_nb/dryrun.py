@@ -13,11 +13,11 @@ from importlib import import_module
 from pathlib import Path
 
 from .core import GeosegError
-from .estimates import Later, Plan, size_text
+from .estimates import Later, Plan
 from .jobs import Step, declared
 from .launch import inputs_of, launch_facts, stale
 from .places import worked_in
-from .profile import time_text
+from .profile import size_text, time_text
 from .spec import dumps_json
 from .stages import handle_of
 from .storage import free_bytes, is_remote

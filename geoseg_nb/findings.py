@@ -60,7 +60,7 @@ def labels(entries: list[RunEntry]) -> list[str]:
 # %% ../nbs/60d_findings.ipynb #3b91bcfe
 def hide(value, name: str = ""):
     "A value as it may be shown"
-    if says_secret(name): return MASK
+    if says_secret(name, value): return MASK
     if isinstance(value, dict): return {key: hide(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list): return [hide(inner) for inner in value]
     return masked(value) if isinstance(value, str) else value

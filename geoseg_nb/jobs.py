@@ -102,9 +102,9 @@ def recipe_folders() -> dict[str, Path]:  # name -> folder with a recipe.yml
 KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
-def refuse_secret(name: str) -> str:
+def refuse_secret(name: str, value=None) -> str:
     "The name of a parameter, unless it names a credential; its value is never repeated"
-    if not says_secret(name): return name
+    if not says_secret(name, value): return name
     raise Refused(f"parameter {name} looks like a credential; notebooks repeat their parameters, pass it in the environment", item=name)
 
 
@@ -114,7 +114,7 @@ def check_values(
     job: str,                          # for the error
 ) -> dict:                             # the same names, values of the declared types
     "Refuse what the job did not declare, convert what it did"
-    for name in values: pick(parameters, refuse_secret(name), f"parameter of {job}")
+    for name, value in values.items(): pick(parameters, refuse_secret(name, value), f"parameter of {job}")
     return {name: as_declared(value, parameters[name].kind, f"{job}.{name}") for name, value in values.items()}
 
 # %% ../nbs/60_jobs.ipynb #3e9db35a
@@ -141,7 +141,7 @@ def parse_assignment(
 ) -> tuple[str, str, str]:  # job handle or "", name, value as typed
     "One `-p` of the command line; Refused where it is no name=value"
     match = re.fullmatch(r"(?:([A-Za-z0-9_]+)\.)?([A-Za-z_]\w*)=(.*)", text, re.DOTALL)
-    if match: return handle_of(match[1] or ""), refuse_secret(match[2]), match[3]
+    if match: return handle_of(match[1] or ""), refuse_secret(match[2], match[3]), match[3]
     raise Refused(f"-p {text!r} is not name=value or job.name=value")
 
 # %% ../nbs/60_jobs.ipynb #63d3fafe

@@ -6,8 +6,8 @@
 __all__ = ['BATCH', 'CODES', 'NOTICES', 'KERNELS', 'runs_root', 'new_run', 'fingerprint', 'tree_of', 'inputs_of', 'result_of',
            'digest', 'code_print', 'named_texts', 'named_files', 'launch_facts', 'stale', 'batch_environment',
            'JobFailed', 'tell', 'pass_on', 'forwarding', 'own_kernel', 'papermill_run', 'run_cells', 'stopped',
-           'kernel_died', 'execute', 'take_back', 'scrubbed', 'headline', 'note_members', 'note_scores', 'RunNote',
-           'note_run', 'launch', 'run_steps', 'gather']
+           'kernel_died', 'take_back', 'record_end', 'execute', 'scrubbed', 'headline', 'note_members', 'note_scores',
+           'RunNote', 'note_run', 'launch', 'run_steps', 'gather']
 
 # %% ../nbs/60a_launch.ipynb #417ade3e
 import ast
@@ -31,6 +31,7 @@ from .core import GeosegError, Refused
 from .jobs import Step, notebook_cells
 from .outputs import echoed, engine, scrub
 from .places import kept
+from .profile import size_text, used_kib
 from .redact import HELD, masked
 from .spec import Spec, dumps_json, loads_json
 from .stages import find_job, handle_of, read_result
@@ -53,7 +54,7 @@ def fingerprint(
     path: Path,         # file or folder of source data
     run: Path | None = None,  # run folder; what lies in it is no source
 ) -> str:               # changes when a file comes, goes, grows or is touched
-    "A cheap print of source data: names, sizes and times, not contents"
+    "A cheap fingerprint of source data: names, sizes and times, not contents"
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".xml")
     files = [p for p in files if run is None or run not in p.parents]
     lines = [f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
@@ -89,7 +90,7 @@ def result_of(folder: Path | None) -> dict:
 
 # %% ../nbs/60a_launch.ipynb #b9fda70d
 def digest(content: bytes) -> str:
-    "Short print of anything"
+    "Short digest of anything"
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -259,11 +260,32 @@ def stopped(job: str) -> JobFailed:
 
 def kernel_died(job: str, notebook: Path) -> JobFailed:
     "The error of a kernel that ended by itself"
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    why = f"out of memory? the largest process of this launch held {peak:,.0f} MB"
+    peak = size_text(1024 * used_kib(resource.RUSAGE_CHILDREN))
+    why = f"out of memory? the largest process of this launch held {peak}"
     return JobFailed(f"{job}: the kernel died ({why})\n  notebook: {notebook}", 1, "killed")
 
+# %% ../nbs/60a_launch.ipynb #d95122d9
+def take_back(step: Step, why: str) -> None:
+    "Record a step as failed that was recorded as complete"
+    result = result_of(step.folder)
+    if result.get("status") == "complete":
+        write_atomic(step.folder / "result.json", dumps_json({**result, "status": "failed", "why": why}) + "\n")
 
+
+def record_end(
+    step: Step,
+    error: BaseException,  # that ended it
+    seconds: float,        # that it took
+) -> None:
+    "Record how a step ended whose cells did not all run"
+    if isinstance(error, JobFailed) and error.status:
+        record = {"job": step.job, "status": error.status, "params": step.values, "metrics": {}, "outputs": {}, "seconds": round(seconds, 3)}
+        write_atomic(step.folder / "result.json", dumps_json(record) + "\n")
+    else:
+        said = str(error).removeprefix(f"{step.job}: ").splitlines()
+        take_back(step, masked(said[0] if said else type(error).__name__))
+
+# %% ../nbs/60a_launch.ipynb #6d0a2a52
 def execute(
     step: Step,  # bound and checked
 ) -> dict:       # its result.json
@@ -272,25 +294,16 @@ def execute(
     step.folder.mkdir(parents=True, exist_ok=True)
     try:
         with forwarding(): run_cells(step, notebook)
-    except JobFailed as error:
-        record = {"job": step.job, "status": error.status, "params": step.values, "metrics": {}, "outputs": {},
-                  "seconds": round(time.monotonic() - began, 3)}
-        if error.status: write_atomic(step.folder / "result.json", dumps_json(record) + "\n")
+    except BaseException as error:
+        record_end(step, error, time.monotonic() - began)
         raise
     if result_of(step.folder).get("status") == "complete": return result_of(step.folder)
     raise JobFailed(f"{step.job}: every cell ran but no complete result.json was recorded in {step.folder}")
 
 # %% ../nbs/60a_launch.ipynb #6dc7c487
-def take_back(step: Step, why: str) -> None:
-    "Record a step as failed that was recorded as complete"
-    result = result_of(step.folder)
-    if result.get("status") == "complete":
-        write_atomic(step.folder / "result.json", dumps_json({**result, "status": "failed", "why": why}) + "\n")
-
-
 @contextmanager
 def scrubbed(step: Step, say=print) -> Iterator[None]:
-    "What the block leaves in a step's folder holds no secret of the environment"
+    "What the block leaves in a step's folder holds no secret of the environment; raises JobFailed where a file had to be held back"
     try: yield
     finally:
         found = scrub(step.folder)
@@ -359,7 +372,7 @@ def run_steps(
     say=print,          # takes one line a step
     note: RunNote | None = None,  # what the run is made from; None: nothing new
 ) -> list[dict]:        # result.json of every step
-    "Run what is not complete and unchanged, in order; where the run lies in a bucket, send what each step left"
+    "Run what is not complete and unchanged, in order; where the run lies in a bucket, send what each step left; raises JobFailed"
     results = []
     with run_lock(run), forwarding() as notices, kept(run) as copy:
         if note: note_run(note, run)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RESERVED', 'CODECS', 'INDEX', 'FORMAT', 'StoreSpec', 'shard_count', 'shard_rows', 'fill_value', 'needs_valid',
            'sensor_attributes', 'label_attributes', 'ArrayPlan', 'axis_names', 'array_plans', 'shard_bytes',
-           'shard_files', 'valid_pixels', 'coordinates', 'metadata_files', 'check_shard', 'ShardRecord', 'Manifest',
-           'codec_settings', 'open_array', 'coordinate', 'write_layout', 'consolidate']
+           'shard_files', 'valid_pixels', 'coordinates', 'metadata_files', 'check_shard', 'require_no_secret',
+           'spec_texts', 'row_texts', 'ShardRecord', 'Manifest', 'codec_settings', 'open_array', 'coordinate',
+           'write_layout', 'consolidate']
 
 # %% ../nbs/20_layout.ipynb #6a9ac6df
 import os
@@ -22,6 +23,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .core import GeosegError, Legend, Refused, Sensor, pick
 from .raster import repeated
+from .redact import masked
 from .spec import Spec, dumps_json, loads_json
 from .storage import safe_name, write_atomic
 from .swath import flag_meanings
@@ -205,6 +207,27 @@ def check_shard(
                               "a shard is written whole or not at all", item=str(k))
     if len(rows) != stop - start or "id" not in rows or rows["id"].duplicated().any():
         raise GeosegError(f"{where}: {len(rows)} index rows; needs {stop - start}, each with its own id", item=str(k))
+
+# %% ../nbs/20_layout.ipynb #b2cd1cdd
+def require_no_secret(
+    where: str,  # what the error names
+    texts: dict[str, str],  # what is about to be written -> its text
+) -> None:
+    "Raises where a text holds a secret of the environment or the user part of an address; it is not repeated"
+    for name, text in texts.items():
+        if masked(text) != text:
+            raise Refused(f"{where}: {name} holds a credential, and a store goes to others as it is; leave it out", item=name)
+
+
+def spec_texts(spec: StoreSpec) -> dict[str, str]:
+    "The fields of a spec"
+    return {name: dumps_json(value) for name, value in spec.model_dump().items()}
+
+
+def row_texts(rows: pd.DataFrame) -> dict[str, str]:
+    "The columns of index rows that hold no numbers"
+    words = [name for name in rows if name != "geometry" and not pd.api.types.is_numeric_dtype(rows[name])]
+    return {f"column {name}": "\n".join(map(str, rows[name])) for name in words}
 
 # %% ../nbs/20_layout.ipynb #7959fb94
 FORMAT = "geoseg tile store 1"

@@ -15,6 +15,7 @@ from .core import GeosegError, Refused
 from .layout import FORMAT
 from .objects import S3Storage
 from .places import bucket_of, claimed
+from .profile import size_text
 from .spec import loads_json
 from .storage import files_below, is_leftover, sha256, storage, write_atomic
 
@@ -93,7 +94,7 @@ def synchronise(
     root: Path,
     sizes: dict[str, int] | None = None,  # as `remote_sizes` gives it, where known
 ) -> dict[str, int] | None:  # the same, for whoever comes next
-    "Makes the small files of a mirror those of its bucket; not while another process writes there"
+    "Makes the small files of a mirror those of its bucket; not while another process writes there; a prefix of other things is refused"
     sizes = remote_sizes(root) if sizes is None else sizes
     if sizes is None:
         return None
@@ -179,7 +180,7 @@ def _require_room(root, needed):
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if free < 2 * needed:
-        raise GeosegError(f"the mirror of {remote(root).url()} has {free >> 20} MB left on its disk; set GEOSEG_CACHE to a larger one")
+        raise GeosegError(f"the mirror of {remote(root).url()} has {size_text(free)} left on its disk; set GEOSEG_CACHE to a larger one")
 
 
 def digest_of(root: Path, name: str) -> str:

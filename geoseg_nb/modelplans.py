@@ -26,7 +26,7 @@ from .checkpoint import Model, ModelCard
 from .core import Legend, Sensor
 from .dataplans import catalog_of, split_of, windows_over
 from .estimates import (
-    BUDGET, Plan, Probe, count_text, from_probe, known, size_text, spread_over, timed_probe)
+    BUDGET, Plan, Probe, count_text, from_probe, known, spread_over, timed_probe)
 from .evaluate import EvaluateSpec, preflight
 from .launch import named_texts
 from .layout import StoreSpec
@@ -35,6 +35,7 @@ from .losses import make_loss
 from .models import build_model, drawing, logits_of, resolve_device, resolve_precision, spare_core
 from .predict import PredictSpec, as_model
 from .strips import class_rows, device_and_precision, starts, window_plan
+from .profile import size_text
 from .products import Source
 from .scenes import Scene, open_scene, scene_of_row
 from .spec import spec_from

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'MEMORY', 'WHO', 'RECORDS', 'LARGE', 'PARTS_HERE', 'worked_in', 'bucket_of', 'claimed', 'shown', 'travels',
-           'files_here', 'objects_there', 'job_of', 'to_send', 'to_fetch', 'rank', 'sending_order', 'Copy', 'kept_part',
-           'fetch_large', 'contents', 'noted', 'fetch', 'send', 'recalled', 'forget', 'opened', 'looked_at', 'InPlace',
-           'kept']
+           'files_here', 'objects_there', 'job_of', 'to_send', 'to_fetch', 'rank', 'turn', 'sending_order', 'Copy',
+           'kept_part', 'fetch_large', 'contents', 'noted', 'fetch', 'send', 'recalled', 'forget', 'is_complete',
+           'lost', 'begin_anew', 'opened', 'looked_at', 'InPlace', 'kept']
 
 # %% ../nbs/02c_places.ipynb #9d62a982
 import hashlib
@@ -27,7 +27,7 @@ from .core import GeosegError, Refused
 from .locks import object_lock
 from .objects import PART, NoParts, S3Storage, ahead, listing, parts
 from .redact import HELD
-from .spec import loads_json
+from .spec import BROKEN, loads_json
 from .storage import ROOM, atomic_file, cache_folder, files_below, storage, write_atomic
 
 # %% ../nbs/02c_places.ipynb #eead8eb8
@@ -38,7 +38,7 @@ def worked_in(
     url,  # path, URL or storage of a run or a store
     kind: str = "runs",  # or "mirrors"
 ) -> Path:  # the folder itself, or the copy of a bucket's prefix
-    "Where files are worked on"
+    "Where files are worked on; a whole bucket is refused"
     place = storage(url)
     if not isinstance(place, S3Storage): return place.root
     if kind == "runs" and not place.prefix: raise Refused(f"{place.url()} is a whole bucket; give the run a name in it: {place.url()}/runs/mine")
@@ -121,13 +121,18 @@ def to_fetch(
     return [key for key in there if seen.get(key) != [there[key][0], *here.get(key, [])]]
 
 # %% ../nbs/02c_places.ipynb #56529ca8
-RECORDS = ("launch.json", "result.json")  # of a job, in the order in which they come
+RECORDS = ("MANIFEST.json", "launch.json", "result.json")  # of a store and a job, in the order in which they come
 
 
 def rank(name: str) -> int:
-    "0 for what comes first, more for a record of a job"
+    "0 for what comes first, more for a record"
     base = name.rpartition("/")[2]
     return 1 + RECORDS.index(base) if base in RECORDS else 0
+
+
+def turn(name: str) -> tuple[int, int]:
+    "When a file is written: the `zarr.json` of a store, those of its arrays, everything else, and the records"
+    return rank(name), name.count("/") if name.endswith("/zarr.json") else sys.maxsize
 
 
 def sending_order(
@@ -137,7 +142,7 @@ def sending_order(
     "What to do to the bucket, one object after another"
     records = sorted({name for name in (*changed, *gone) if rank(name)}, key=lambda name: (-rank(name), name))
     others = [name for name in gone if not rank(name)]
-    return [*(("remove", name) for name in (*records, *others)), *(("write", name) for name in sorted(changed, key=rank))]
+    return [*(("remove", name) for name in (*records, *others)), *(("write", name) for name in sorted(changed, key=turn))]
 
 # %% ../nbs/02c_places.ipynb #b9f2930f
 LARGE = 4 << 20  # bytes of an object that waits until a job has to run
@@ -154,12 +159,14 @@ class Copy:
     held: bool = False  # from opening to the end of sending
     seen: dict[str, list] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
+    due: list[str] = field(default_factory=list)  # files whose sending began and did not end
 
     @property
     def memory(self) -> Path:
         return self.run.parent / MEMORY
 
-    def remember(self) -> None: write_atomic(self.memory, json.dumps({"id": self.id, "held": self.held, "seen": self.seen}))
+    def remember(self) -> None:
+        write_atomic(self.memory, json.dumps({"id": self.id, "held": self.held, "seen": self.seen, "due": self.due}))
 
     def fetch_waiting(self) -> None:
         "Fetches what waits; a job is about to run"
@@ -190,7 +197,7 @@ def kept_part(
 
 
 def fetch_large(copy: Copy, key: str) -> None:
-    "Brings a large object into the copy; its parts are kept until all are there, whatever happens between"
+    "Brings a large object into the copy; its parts are kept until all are there, whatever happens between; parts of another object are an error"
     facts, rooms = copy.place.found(key), copy.run.parent.with_suffix(PARTS_HERE)
     room = rooms / hashlib.sha256(f"{key} {facts} {PART}".encode()).hexdigest()[:16]
     try:
@@ -237,12 +244,15 @@ def send(copy: Copy) -> None:
     "Makes the bucket what the copy is"
     here = files_here(copy.run)
     changed, gone = to_send(here, copy.seen)
+    before, copy.due = copy.due, changed
+    if before != changed: copy.remember()
     if not changed and not gone: return
     copy.check()
     for verb, name in sending_order(changed, gone):
         copy.place.remove(name) if verb == "remove" else copy.place.write(name, copy.run / name)
     there = objects_there(copy.place)
     copy.seen = {name: there[name][:1] + stat if name in changed else copy.seen[name] for name, stat in here.items() if name in there}
+    copy.due = []
     copy.remember()
 
 # %% ../nbs/02c_places.ipynb #cbfae80e
@@ -251,6 +261,7 @@ def recalled(run: Path, place: S3Storage, check: Callable[[], None]) -> Copy:
     copy = Copy(run, place, check)
     known = loads_json(copy.memory.read_bytes()) if copy.memory.is_file() else {}
     copy.id, copy.held, copy.seen = known.get("id", secrets.token_hex(8)), known.get("held", True), known.get("seen", {})
+    copy.due = known.get("due", [])
     return copy
 
 
@@ -260,15 +271,54 @@ def forget(copy: Copy, names: list[str]) -> None:
         (copy.run / name).unlink(missing_ok=True)
         copy.seen.pop(name, None)
 
+# %% ../nbs/02c_places.ipynb #44df189e
+def is_complete(
+    record: Path,  # result.json of a job
+) -> bool:
+    "Whether a record says that its job is complete"
+    try: return loads_json(record.read_bytes())["status"] == "complete"
+    except (OSError, LookupError, *BROKEN): return False
 
+
+def lost(
+    copy: Copy,
+    here: dict[str, list],  # of `files_here`
+    there: dict[str, list],  # of `objects_there`
+) -> dict[str, list[str]]:  # folder of a job that says it is complete -> files that are nowhere
+    "What was about to be sent, did not arrive, and is not here any more"
+    arrived = {key for key, (stamp, _) in there.items() if stamp != copy.seen.get(key, [""])[0]}
+    found: dict[str, list[str]] = {}
+    for name in copy.due:
+        if name not in here and name not in arrived and is_complete(copy.run / job_of(name) / "result.json"):
+            found.setdefault(job_of(name), []).append(name)
+    return {job: names for job, names in found.items() if job}
+
+
+def begin_anew(
+    copy: Copy,
+    job: str,  # its folder
+    names: list[str],  # its files that are nowhere
+    there: dict[str, list],
+) -> None:
+    "Takes a job out of the copy, and out of the bucket when the copy is sent"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    where = f"neither sent to {copy.place.url()} nor in {copy.run} any more"
+    print(f"{', '.join(names[:5])}{more}: {where}; {job.rstrip('/')} runs again", file=sys.stderr)
+    forget(copy, [name for name in files_here(copy.run) if name.startswith(job)])
+    copy.seen |= {key: [stamp, 0, 0] for key, (stamp, _) in there.items() if key.startswith(job)}
+
+# %% ../nbs/02c_places.ipynb #3e984a1f
 def opened(run: Path, place: S3Storage, check: Callable[[], None]) -> Copy:
     "The copy of a run, brought up to date"
     copy = recalled(run, place, check)
     ours = not place.exists(WHO) or loads_json(place.read(WHO)).get("copy") == copy.id
-    here, there = files_here(run), objects_there(place)
+    there = objects_there(place)
+    anew = lost(copy, files_here(run), there) if ours else {}
+    for job, names in anew.items(): begin_anew(copy, job, names, there)
+    here = files_here(run)
     if ours: copy.seen = {name: stat for name, stat in copy.seen.items() if there.get(name, [""])[0] == stat[0]}
     if not ours: forget(copy, [name for name in {*here, *copy.seen} if name not in there])
-    wanted = to_fetch(here, there, copy.seen, ours, copy.held)
+    wanted = [key for key in to_fetch(here, there, copy.seen, ours, copy.held) if job_of(key) not in anew]
     copy.held, copy.waiting = True, [key for key in wanted if there[key][1] > LARGE]
     forget(copy, wanted)
     copy.remember()

@@ -20,7 +20,7 @@ from .jobs import (
 from .launch import RunNote, new_run
 from .places import claimed, worked_in
 from .redact import masked
-from .spec import Spec, dumps_json, make, read_config
+from .spec import Spec, dumps_json, read_config, spec_from
 from .storage import resolve
 
 # %% ../nbs/60b_requests.ipynb #9d49c300
@@ -45,7 +45,7 @@ def job_named(name: str) -> str:
 def recipe_at(
     name: str,  # a recipe of the package, or a folder
 ) -> Path | None:  # the folder of its recipe.yml; None: it is no recipe
-    "A recipe by its name or its place"
+    "A recipe by its name or its place; a place without one is refused"
     place = resolve(name)
     if (place / "recipe.yml").exists(): return place
     if name in recipe_folders() or "/" not in name: return recipe_folders().get(name)
@@ -63,7 +63,7 @@ def refuse_bad_specs(steps: list[Step]) -> None:
     "Make every spec of every step that is to run; raises Refused with the job's name"
     for step in steps:
         for kind in specs_of(step.notebook):
-            try: make(kind, {name: value for name, value in step.values.items() if name in kind.model_fields})
+            try: spec_from(kind, step.values)
             except Refused as error: raise Refused(f"{step.job}: {error}", item=error.item) from None
 
 # %% ../nbs/60b_requests.ipynb #f4669575
@@ -80,7 +80,7 @@ def lay_file(
     steps: list[Step],  # planned
     path: str,          # YAML, TOML or JSON of one job's parameters
 ) -> list[Step]:        # with those values on top
-    "Lay a parameter file over the job that it is meant for"
+    "Lay a parameter file over the job that it is meant for; one for no job of the recipe is refused"
     values, names = read_config(resolve(path)), list(dict.fromkeys(s.job for s in steps))
     job = names[0] if len(names) == 1 else Path(path).stem
     if job not in names: raise Refused(f"-f {path}: its name says which job it is for, and {job} is none of {names}")
@@ -97,7 +97,7 @@ def destined(request: Request) -> Request:
 def planned(
     request: Request,  # of `destined`
 ) -> tuple[list[Step], Path]:  # checked steps, run folder
-    "The steps of a request, every value checked, and nothing written"
+    "The steps of a request, every value checked, and nothing written; what does not fit is refused"
     folder = recipe_at(request.name)
     if request.variant and not folder: raise Refused(f"--variant goes with a recipe, and {request.name} is a job")
     run = worked_in(request.out)

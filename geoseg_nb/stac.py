@@ -29,7 +29,7 @@ def moment(
     time,  # a timestamp, "2018-09-21", "2018-09-21T10:02:33Z" or "<start>/<end>"; empty or NaT: unknown
     item: str = "",  # what an error names
 ) -> dict:  # datetime, or a null datetime with start_datetime and end_datetime
-    "The time of a scene as STAC has it, in UTC"
+    "The time of a scene as STAC has it, in UTC; none, or none that can be read, is refused"
     parts = str(time).split("/") if time not in ("", None) and time is not pd.NaT else []
     try:
         found = [datetime.fromisoformat(part) for part in parts]
@@ -83,7 +83,7 @@ def class_objects(legend: Legend) -> list[dict]:
 MEDIA = {".tif": "image/tiff; application=geotiff; profile=cloud-optimized", ".nc": "application/netcdf",
          ".gpkg": "application/geopackage+sqlite3", ".qml": "application/xml"}
 TITLES = {"classes": "Class of each pixel", "probabilities": "Probability of each class", "polygons": "Patches of one class",
-          "style": "Style for QGIS"}
+          "style": "Style for QGIS", "probability_style": "Style of the probabilities for QGIS"}
 
 
 def asset_bands(kind: str, legend: Legend) -> list[dict]:
@@ -96,7 +96,7 @@ def asset_bands(kind: str, legend: Legend) -> list[dict]:
 
 
 def assets(
-    files: dict,  # "classes", "probabilities", "polygons", "style" -> path
+    files: dict,  # a key of TITLES -> path
     legend: Legend,
     folder: Path,  # of the item
 ) -> dict:
@@ -104,7 +104,7 @@ def assets(
     made = {}
     for kind, path in files.items():
         made[kind] = {"href": Path(os.path.relpath(path, folder)).as_posix(), "type": MEDIA[Path(path).suffix],
-                      "title": TITLES[kind], "roles": ["metadata" if kind == "style" else "data"]}
+                      "title": TITLES[kind], "roles": ["metadata" if kind.endswith("style") else "data"]}
         if kind in ("classes", "probabilities"):
             made[kind]["bands"] = asset_bands(kind, legend)
     return made
@@ -193,7 +193,7 @@ def map_catalog(
     ids: list[str],  # of the maps
     title: str = "Class maps",
 ) -> dict:
-    "The catalogue of a folder of items"
+    "The catalog of a folder of items"
     items = [{"rel": "item", "href": f"./{id}{ITEM}", "type": "application/geo+json"} for id in ids]
     model = {"rel": "item", "href": "./model.json", "type": "application/geo+json", "title": "the model"}
     return {"type": "Catalog", "stac_version": VERSION["stac_version"], "id": "maps", "title": title, "links": [

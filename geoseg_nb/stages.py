@@ -69,7 +69,7 @@ def reason(
     error: BaseException,
 ) -> str:  # one line
     "What went wrong, for a table of failures"
-    kind, text = type(error).__name__, " ".join(str(error).split())
+    kind, text = type(error).__name__, masked(" ".join(str(error).split()))
     if kind == "KilledWorker":
         return "its worker died every time: killed, out of memory, or crashed in native code"
     if isinstance(error, GeosegError) and text: return text

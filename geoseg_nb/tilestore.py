@@ -26,7 +26,7 @@ import zarr
 from .core import GeosegError, Legend, Refused, Sensor, pick
 from .layout import (
     INDEX, Manifest, ShardRecord, StoreSpec, array_plans, check_shard, consolidate, coordinate, write_layout,
-    metadata_files, open_array, shard_count, shard_files, shard_rows)
+    metadata_files, open_array, require_no_secret, row_texts, shard_count, shard_files, shard_rows, spec_texts)
 from .mirror import (
     CACHE, MANIFEST, PROGRESS, bring, digest_of, drop, looked_up, pull, push, remote, remote_sizes, require_ours, sweep,
     synchronise, workplace)
@@ -63,6 +63,7 @@ def create_store(
     spec: StoreSpec,
 ) -> Path:  # the folder, or the mirror
     "Begins a store, or goes on with the one that the same spec began"
+    require_no_secret(f"store {spec.name}", spec_texts(spec))
     root = workplace(url)
     synchronise(root)
     if root.exists(): require_ours(root)
@@ -153,6 +154,7 @@ def write_shard(
     root = workplace(url)
     spec = _under_construction(root)
     check_shard(spec, k, arrays, rows)
+    require_no_secret(f"store {spec.name}, shard {k}", row_texts(rows))
     for name, path in shard_files(spec, k).items():
         (root / path).unlink(missing_ok=True)
         with room_for(root / path): open_array(root / name, "r+", threads=1)[slice(*shard_rows(spec, k))] = arrays[name]

@@ -29,7 +29,7 @@ from .plan import (  # noqa: F401  the plan belongs to the stage
 from .products import Source, received
 from .room import require_room
 from .spec import make, read_config, spec_hash
-from .stages import Execution, Outcome, check_failures, earlier, output, run_items
+from .stages import Execution, Outcome, check_failures, earlier, output, reason, run_items
 from .storage import is_remote, storage
 from .tilestore import (
     MANIFEST, PROGRESS, TileStore, create_store, is_begun, finish_store, open_store, read_manifest, replace_shard, require_ours,
@@ -140,9 +140,9 @@ def strip_reader(
     @lru_cache(maxsize=1)
     def read(scene, area):
         try: return to_strip(reader(scenes[scene], bands=bands, window=area), area, store, scene)
-        except GeosegError as error:
+        except (ValueError, LookupError, OSError, RuntimeError) as error:
             if not skip: raise
-            return str(error)
+            return reason(error)
 
     def of_tile(row):
         own = visible(Window(row.row, row.col, row.height, row.width), *sizes[row.scene])
@@ -267,7 +267,7 @@ def tile(
     with store_lock(url, PROGRESS, wait=0):
         create_store(url, store)
         do = partial(write_batch, url=storage(url), store=store, reader=source.reader, skip=execution.on_error == "skip")
-        run_items(do, batches, execution, key=lambda b: f"shard {b.shards[0]}", done=partial(batch_done, url=root), desc="tile")
+        run_items(do, batches, execution.replace(on_error="raise"), key=lambda b: f"shard {b.shards[0]}", done=partial(batch_done, url=root), desc="tile")
         count_failures(root, store, execution.max_failures)
         finish_store(url)
     return open_store(url)

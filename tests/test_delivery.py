@@ -379,7 +379,10 @@ def test_the_stac_catalog_is_valid_and_leads_to_every_file(delivered):
         JsonSchemaSTACValidator().validate_core(json.loads((path / f"{name}.json").read_text()), kind, "1.1.0")
     for item in items.values():
         assert all(Path(asset.get_absolute_href()).is_file() for asset in item.assets.values())
-    assert sorted(items["a"].assets) == ["classes", "polygons", "probabilities", "style"]
+    assert sorted(items["a"].assets) == ["classes", "polygons", "probabilities", "probability_style", "style"]
+    of_classes, of_probabilities = (items["a"].assets[name] for name in ("style", "probability_style"))
+    assert (of_probabilities.media_type, of_probabilities.roles) == (of_classes.media_type, of_classes.roles) == ("application/xml", ["metadata"])
+    assert Path(of_probabilities.get_absolute_href()) == style_path(items["a"].assets["probabilities"].get_absolute_href())
     values = json.loads(delivered["stac"][0].read_text())
     bands = values["assets"]["classes"]["bands"]
     assert [c["color_hint"] for c in bands[0]["classification:classes"]] == ["D8C9A0", "2B6CB0", "9FD3E6"]

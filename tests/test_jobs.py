@@ -1,6 +1,7 @@
 "The launcher and the jobs, end to end on the bundled sample"
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from geoseg_nb.core import Refused
-from geoseg_nb.jobs import bind, check_values, parameters_cell, plan_steps, read_parameters
-from geoseg_nb.launch import execute
+from geoseg_nb.core import GeosegError, Refused
+from geoseg_nb.jobs import Step, bind, check_values, parameters_cell, plan_steps, read_parameters
+from geoseg_nb.launch import JobFailed, execute
 from geoseg_nb.requests import Request, prepare
-from geoseg_nb.storage import folder_sha256, run_lock, sha256
+from geoseg_nb.runs import read_job
+from geoseg_nb.stages import earlier
+from geoseg_nb.storage import folder_sha256, run_lock, sha256, storage
 from house import JOBS, ROOT, geoseg
 
 ORDER = ["10_catalog", "22_tile", "11_split", "37_train", "43_evaluate", "42_predict"]
@@ -257,6 +260,21 @@ def test_the_error_of_a_cell_decides_the_exit_code(tmp_path, name, code):
     assert done.returncode == code and f"{name}: the machine goes" in done.stderr
 
 
+@pytest.mark.parametrize(("name", "becomes"), [("KeyError", "failed"), ("KeyboardInterrupt", "failed"), ("Preempted", "preempted")])
+def test_a_cell_that_fails_after_the_record_takes_complete_back(tmp_path, name, becomes):
+    "Else the table of runs says complete, and the next job builds on it"
+    sources = ['run: str = ""  # run folder\nseed: int = 0  # of nothing', "from geoseg_nb.stages import open_job, record\nrecord(open_job('10_catalog', run, {}), {'scenes': 3}, {})",
+               f"raise type({name!r}, (ValueError,), {{}})('rows')"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    nb.cells[0].metadata = {"tags": ["parameters"]}
+    nbformat.write(nb, tmp_path / "10_catalog.ipynb")
+    step = Step("10_catalog", tmp_path / "run", {}, tmp_path / "10_catalog.ipynb")
+    with pytest.raises((JobFailed, KeyboardInterrupt)): execute(step)
+    found = read_job(step.folder)
+    assert found["status"] == becomes and (becomes == "preempted" or found["metrics"] == {"scenes": 3} and name in found["why"])
+    with pytest.raises(Refused, match="no complete 10_catalog"): earlier(step.run, "catalog")
+
+
 WAITING = """
 import os, signal, time
 from geoseg_nb.resuming import Preempted, heeding
@@ -353,8 +371,18 @@ def test_a_kernel_that_the_system_killed_leaves_a_record_and_a_hint(tmp_path):
     "Fault 36"
     mine, run = waiting_recipe(tmp_path / "mine"), tmp_path / "run"
     done = geoseg("run", mine, "--out", run, "-p", "way=killed")
-    assert done.returncode == 1 and "out of memory?" in done.stderr and " MB)" in done.stderr
+    assert done.returncode == 1 and re.search(r"out of memory\? the largest process of this launch held [\d.]+ [MG]B\)", done.stderr), done.stderr
     assert result(run, "10_catalog")["status"] == "killed" and (run / "10_catalog" / "10_catalog.ipynb").exists()
+
+
+def test_sizes_in_errors_are_said_in_powers_of_a_thousand(tmp_path, monkeypatch):
+    "As disks are sold, and as every plan says them"
+    from geoseg_nb import launch, mirror
+    monkeypatch.setattr(launch, "used_kib", lambda whose: 3_000_000)
+    assert "held 3.1 GB)" in str(launch.kernel_died("37_train", tmp_path))
+    monkeypatch.setattr(mirror, "remote", lambda root: storage(tmp_path))
+    monkeypatch.setattr(mirror.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 52_428_800))
+    with pytest.raises(GeosegError, match="has 52 MB left on its disk"): mirror._require_room(tmp_path, 30_000_000)
 
 
 def test_between_two_steps_a_notice_stops_the_run(tmp_path, monkeypatch):

@@ -22,11 +22,14 @@ from geoseg_nb.jobs import job_notebooks
 from geoseg_nb.places import RECORDS, claimed, kept, sending_order, worked_in
 from geoseg_nb.requests import Request, prepare
 from geoseg_nb.stages import earlier, open_job
-from geoseg_nb.storage import files_below, storage
+from geoseg_nb.storage import files_below, folder_sha256, storage
+from geoseg_nb.tiling import tile
 from house import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import KEY_ID, SECRET, objects
+from test_tiling import SMALL as TILING
+from test_tiling import SOURCE, catalog  # noqa: F401
 
 COMMAND = [sys.executable, "-m", "geoseg_nb.cli", "run"]
 
@@ -271,6 +274,75 @@ def test_a_job_killed_after_it_began_anew_is_not_mixed_with_what_it_deleted(buck
     shutil.rmtree(run / "10_catalog")
     with kept(run): assert sorted(files_below(run)) == ["10_catalog/result.json", "22_tile/new", "22_tile/tiles"]
     assert objects(url).keys() - {places.WHO} == {"10_catalog/result.json", "22_tile/new", "22_tile/tiles"}
+
+
+SENDING = """
+import os, sys
+from geoseg_nb.objects import S3Storage
+from geoseg_nb.places import claimed, kept
+write = S3Storage.write
+def broken(place, key, data): os.kill(os.getpid(), 9) if key == "22_tile/b" else write(place, key, data)
+with kept(claimed(sys.argv[1])) as copy:
+    S3Storage.write = broken
+    (copy.run / "22_tile").mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b", "launch.json"): (copy.run / "22_tile" / name).write_text("new")
+    (copy.run / "22_tile" / "result.json").write_text('{"status": "%s"}' % sys.argv[2])
+"""
+
+
+def killed_while_sending(url, status) -> Path:
+    "A tile job of which `a` arrived and `b` did not, and no record of it"
+    assert subprocess.run([sys.executable, "-c", SENDING, url, status], timeout=60).returncode == -signal.SIGKILL
+    assert objects(url)["22_tile/a"] == b"new" and not {"22_tile/launch.json", "22_tile/result.json"} & set(objects(url))
+    return claimed(url) / "22_tile"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_files_that_were_neither_sent_nor_kept_are_named_and_their_job_begins_anew(bucket, machine, capsys, before):
+    "Killed while it sent, and the cache was purged in part: the record that says complete is here, what it tells of is nowhere"
+    url = f"s3://{bucket}/runs/mine"
+    run = claimed(url)
+    with kept(run): files(run, {"10_catalog/result.json": 2, **({f"22_tile/{name}": 2 for name in ("a", "b", "old", "result.json")} if before else {})})
+    (killed_while_sending(url, "complete") / "b").unlink()
+    with kept(run):
+        assert files_below(run) == ["10_catalog/result.json"]
+        assert capsys.readouterr().err.startswith(f"22_tile/b: neither sent to {url} nor in {run} any more; 22_tile runs again")
+        files(run, {"22_tile/c": 3})
+    assert objects(url).keys() - {places.WHO} == {"10_catalog/result.json", "22_tile/c"}
+
+
+@pytest.mark.parametrize(("purged", "status"), [("a", "complete"), ("b", "failed")])
+def test_a_file_that_arrived_and_one_of_a_job_that_is_not_complete_are_no_loss(bucket, machine, capsys, purged, status):
+    url = f"s3://{bucket}/runs/mine"
+    (killed_while_sending(url, status) / purged).unlink()
+    with kept(claimed(url)): assert (claimed(url) / "22_tile/result.json").is_file() and not capsys.readouterr().err
+    lost = {"22_tile/b"} if status == "failed" else set()
+    assert objects(url).keys() - {places.WHO} == {f"22_tile/{name}" for name in ("a", "b", "launch.json", "result.json")} - lost
+
+
+def test_what_arrived_after_all_is_due_no_longer(bucket, machine, capsys):
+    "Else a cache that is purged much later would cost a whole job"
+    url = f"s3://{bucket}/runs/mine"
+    job = killed_while_sending(url, "complete")
+    for _ in range(2):
+        with kept(claimed(url)): pass
+    (job / "b").unlink()
+    with kept(claimed(url)): assert (job / "b").read_text() == "new" and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arrived", [1, 5, -1])
+def test_a_store_that_went_up_in_part_is_cut_anew_on_another_machine(bucket, machine, catalog, tmp_path, arrived):  # noqa: F811
+    "Whatever arrived of it: it is known as a store, and taken for no whole one"
+    url, spec = f"s3://{bucket}/runs/mine", TILING.replace(shard_tiles=5)
+    whole = tile(spec, catalog, SOURCE, tmp_path / "tiles.zarr")
+    with kept(claimed(url)) as copy: shutil.copytree(tmp_path / "tiles.zarr", copy.run / "22_tile" / "tiles.zarr")
+    sent = [name for verb, name in sending_order(sorted(set(objects(url)) - {places.WHO}), []) if verb == "write"]
+    for name in sent[arrived:]: storage(url).remove(name)
+    machine("second")
+    with kept(claimed(url)) as copy:
+        copy.fetch_waiting()
+        assert tile(spec, catalog, SOURCE, copy.run / "22_tile" / "tiles.zarr").hash == whole.hash
+        assert folder_sha256(copy.run / "22_tile" / "tiles.zarr") == folder_sha256(tmp_path / "tiles.zarr")
 
 
 def test_a_run_may_be_called_parts_and_not_as_a_note_of_ours(bucket, machine):

@@ -175,25 +175,76 @@ def test_told_to_quit_two_ranks_leave_a_checkpoint_and_lose_no_bit(house, tmp_pa
     assert sha256(again.model_folder / "model.safetensors") == sha256(whole.model_folder / "model.safetensors")
 
 
+HELD = """
+import os, signal
+if os.environ["RANK"] == "1":
+    for number in (signal.SIGTERM, signal.SIGUSR1): os.kill(os.getpid(), number)
+    os.kill(os.getppid(), signal.SIGUSR1)
+from geoseg_nb.ranks import gathered, join, leave, place
+noted = []
+for number in (signal.SIGTERM, signal.SIGUSR1): signal.signal(number, lambda n, frame: noted.append(n))
+join("gloo")
+found = gathered(sorted(noted))
+if place().rank == 0: print("heard", found, flush=True)
+leave()
+"""
+
+
+def test_a_notice_to_one_rank_during_its_imports_waits_until_it_listens(tmp_path, monkeypatch, capsys):
+    "And torchrun does not die of the notice that is meant for ranks"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "held.py").write_text(HELD)
+    assert torchrun(2, "held", []) == 0
+    assert "heard [[], [10, 15]]" in capsys.readouterr().err
+
+
+STAYING = """
+import pathlib, sys, time
+from geoseg_nb.ranks import join, place
+join("gloo")
+pathlib.Path(sys.argv[1], str(place().rank)).touch()
+time.sleep(300)
+"""
+
+
+def test_torchrun_hears_a_notice_and_ends_its_ranks(tmp_path, monkeypatch):
+    "Although they were born with notices held back"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (tmp_path / "staying.py").write_text(STAYING)
+    noted, began = [], []
+
+    def tell():
+        while not all((tmp_path / rank).exists() for rank in "01"): time.sleep(0.05)
+        began.append(time.monotonic())
+        noted.append(signal.SIGTERM)
+
+    threading.Thread(target=tell, daemon=True).start()
+    assert torchrun(2, "staying", [str(tmp_path)], noted) != 0
+    assert time.monotonic() - began[0] < 20 and not [p for p in psutil.Process().children(recursive=True) if "staying" in " ".join(p.cmdline())]
+
+
 EARLY = """
 import os, signal, sys
-from geoseg_nb import training
+{sooner}from geoseg_nb import training
 meet = training.join
 def join(backend):
-    if os.environ["RANK"] == "1": os.kill(os.getpid(), signal.{signal})
+    if os.environ["RANK"] == "1": {later}
     return meet(backend)
 training.join = join
-raise SystemExit(training.main(sys.argv[1:]))
+raise SystemExit(training.one_rank(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_one_rank_told_to_quit_before_it_has_built_anything_stops_all_with_a_checkpoint(house, tmp_path, monkeypatch, name):  # noqa: F811
+@pytest.mark.parametrize(("name", "when"), [("SIGTERM", "later"), ("SIGUSR1", "later"), ("SIGTERM", "sooner"), ("SIGUSR1", "sooner")])
+def test_one_rank_told_to_quit_before_it_has_built_anything_stops_all_with_a_checkpoint(house, tmp_path, monkeypatch, name, when):  # noqa: F811
+    "When it joins the others, or while it imports"
     _, store, split = house
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(training, "torchrun", lambda ranks, module, *rest: torchrun(ranks, "early", *rest))
-    (tmp_path / "early.py").write_text(EARLY.format(signal=name))
+    told = f"os.kill(os.getpid(), signal.{name})"
+    at = {"later": told, "sooner": ""} if when == "later" else {"later": "pass", "sooner": f"if os.environ['RANK'] == '1': {told}\n"}
+    (tmp_path / "early.py").write_text(EARLY.format(**at))
     with pytest.raises(Preempted, match="told to stop"):
         train(STEADY.replace(devices=2, batch_size=1), store, split, tmp_path / "cut", progress=False)
     assert resumable(tmp_path / "cut" / "checkpoints").name == "last.ckpt" and not (tmp_path / "cut" / "model").exists()

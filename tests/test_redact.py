@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 SECRETS = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "PGPASSWORD", "DB_PASS", "PASS", "SMTP_PASS2", "MYSQL_PWD",
            "DB_PWD", "SQLCMDPWD", "DBPASSWORD", "MYSQL_ROOT_PASSWORD", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING",
-           "GOOGLE_CREDENTIALS", "GCPCREDENTIALS", "CLIENT_SECRET", "OPENAI_APIKEY", "dbPassword", "secretAccessKey", "db-password", "SSH_KEY", "GITHUB_JWT"]
+           "GOOGLE_CREDENTIALS", "GCPCREDENTIALS", "CLIENT_SECRET", "OPENAI_APIKEY", "dbPassword", "secretAccessKey", "db-password", "SSH_KEY", "GITHUB_JWT",
+           "GITHUB_PAT", "AZURE_DEVOPS_EXT_PAT", "GL_PAT2", "HF_TOKENS", "API_TOKENS", "DOCKER_AUTH_CONFIG"]
 ORDINARY = ["PASSAGE", "COMPASS", "BYPASS", "monkey_count", "MONKEY", "PWD", "OLDPWD", "GROUP_KEY", "TOKENIZERS_PARALLELISM", "KEYBOARD", "HOME", "PATH",
-            "XDG_SESSION_TYPE", "SECRETARY", "high_pass", "low_pass", "pass_rate", "passes", "author_key", "sort_key", "GEOSEG_RUNS"]
+            "XDG_SESSION_TYPE", "SECRETARY", "high_pass", "low_pass", "pass_rate", "passes", "author_key", "sort_key", "GEOSEG_RUNS",
+            "PYTHONPATH", "MY_PATCH", "PATTERN", "FILE_PATTERN", "SPAT", "PAT"]
 PLAINLY = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "PGPASSWORD", "MYSQL_ROOT_PASSWORD",
-           "GOOGLE_CREDENTIALS", "CLIENT_SECRET", "OPENAI_APIKEY", "db-password", "db_passwd", "api_key", "access_key"]
+           "GOOGLE_CREDENTIALS", "CLIENT_SECRET", "OPENAI_APIKEY", "db-password", "db_passwd", "api_key", "access_key", "GITHUB_PAT", "HF_TOKENS", "DOCKER_AUTH_CONFIG"]
 PARAMETERS = ["n_pass", "first_pass", "mountain_pass", "session_key", "storage_key", "shared_key", "single_pass", "master_key"]  # in the environment they would be secrets
 CANARY = "canary-7f31/x"
 
@@ -51,10 +53,32 @@ def test_ordinary_names_are_none(name, monkeypatch, tmp_path):
     assert expanded(f"${name}/x") == tmp_path / "x" and hide({name: "plain"}) == {name: "plain"}
 
 
-@given(st.sampled_from(["PASS", "PWD", "TOKEN", "SECRET", "ACCOUNT_KEY", "CONNECTION_STRING", "CREDENTIALS"]), st.text("abcdefgh", min_size=1, max_size=5))
+@given(st.sampled_from(["PASS", "PWD", "TOKEN", "TOKENS", "SECRET", "ACCOUNT_KEY", "CONNECTION_STRING", "CREDENTIALS"]), st.text("abcdefgh", min_size=1, max_size=5))
 def test_a_word_counts_at_the_end_of_a_name_and_not_within_another(word, more):
     assert names_secret(f"{more}_{word}") and not names_secret(f"{more}_{word}{more}") and names_secret(f"{more}_{word}".lower())
     assert names_secret(f"{more}{word}") == (word != "PASS")
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 4096), ("max_tokens", "4096"), ("N_TOKENS", "1.5e6"), ("mask_pat", "*_mask_of_water.tif"), ("IMAGE_PAT", r"(\w+)_image.tif")])
+def test_a_number_of_tokens_and_a_pattern_of_names_are_no_secrets(name, value):
+    assert refuse_secret(name, value) == name and hide({name: value}) == {name: value}
+    assert masked(f"it is {value}.", {name: str(value)}) == f"it is {value}."
+    for found in ("ghp_canary0123456789", "123456789012345"):
+        assert hide({name: found}) == {name: "***"} and masked(f"it is {found}.", {name: found}) == "it is ***."
+        with pytest.raises(Refused, match="credential"): refuse_secret(name, found)
+
+
+@pytest.mark.parametrize("value", ["first-canary-12, second-canary-34", '["first-canary-12", "second-canary-34"]', "first-canary-12\nsecond-canary-34"])
+def test_of_several_tokens_each_is_a_secret(value):
+    said = masked(f"first-canary-12 or second-canary-34 of {value}", {"HF_TOKENS": value})
+    assert "canary" not in said and said.startswith("*** or *** of ")
+
+
+def test_the_logins_of_registries_are_masked_alone():
+    "Of Docker's JSON only what is named like a secret"
+    value = json.dumps({"auths": {"registry.example.org": {"auth": "bWU6Y2FuYXJ5LTEyMw==", "email": "me@example.org"}}})
+    said = masked(f"{value}; Basic bWU6Y2FuYXJ5LTEyMw==", {"DOCKER_AUTH_CONFIG": value})
+    assert "bWU6" not in said and "registry.example.org" in said and "me@example.org" in said
 
 
 def test_a_value_that_is_the_path_of_a_file_is_no_secret(tmp_path, monkeypatch):

@@ -222,6 +222,23 @@ def test_a_wrong_shard_is_refused_before_a_byte_is_written(tmp_path, change, mes
     assert not (tmp_path / "t.zarr/s1/c").exists()
 
 
+def test_no_secret_goes_into_a_store(tmp_path, monkeypatch):
+    "Neither by its spec nor by the rows of its index, which is compressed so that nobody finds it there later"
+    monkeypatch.setenv("SCENES_PASSWORD", "canary-7f31")
+    with pytest.raises(Refused, match="store t: source holds a credential") as caught:
+        create_store(tmp_path / "t.zarr", make_spec(source={"from": "https://example.org/?key=canary-7f31"}))
+    assert not (tmp_path / "t.zarr").exists() and "canary" not in str(caught.value)
+    arrays, rows = content(make_spec())
+    create_store(tmp_path / "t.zarr", make_spec())
+    for column in ("id", "scene"):
+        wrong = rows[:6].assign(**{column: [f"canary-7f31-{i}" for i in range(6)]})
+        with pytest.raises(Refused, match=f"store t, shard 0: column {column} holds a credential") as caught:
+            write_shard(tmp_path / "t.zarr", 0, {name: a[:6] for name, a in arrays.items()}, wrong)
+        assert "canary" not in str(caught.value)
+    assert not (tmp_path / "t.zarr/s1/c").exists() and [p.name for p in (tmp_path / "t.zarr/progress").iterdir()] == ["spec.json"]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"canary" in p.read_bytes()]
+
+
 def test_unfinished_store_is_refused_and_says_which_shards_are_missing(tmp_path):
     write(tmp_path / "t.zarr", make_spec(), [0, 2])
     with pytest.raises(Refused, match=r"2 of 4 shards are not written \(1, 3\)"):

@@ -281,6 +281,36 @@ def test_repair_of_a_store_with_skipped_scenes_keeps_what_was_recorded(catalog, 
     assert set(open_store(url).index.query("problem != ''")["problem"]) == {"Nigeria_812045: disk gone"}
 
 
+@pytest.mark.parametrize("error", [OSError(5, "disk gone"), KeyError("no such band"), RuntimeError("codec")])
+def test_a_scene_that_its_reader_fails_on_in_any_way_is_skipped_by_name(catalog, tmp_path, error):
+    def failing(row, **how):
+        if row["id"] == "Nigeria_812045": raise error
+        return SOURCE.reader(row, **how)
+
+    store = tile(SMALL, catalog, SOURCE._replace(reader=failing), tmp_path / "t.zarr", Execution(on_error="skip", max_failures=1))
+    [told] = set(store.index["problem"]) - {""}
+    assert told.startswith(type(error).__name__) and str(error).strip("'") in told
+
+
+def test_a_fault_of_the_reader_itself_stops_the_tiling_with_its_own_words(catalog, tmp_path):
+    def faulty(row, **how): raise TypeError("unexpected argument")
+    with pytest.raises(GeosegError, match="shard 0: TypeError: unexpected argument"):
+        tile(SMALL, catalog, SOURCE._replace(reader=faulty), tmp_path / "t.zarr", Execution(on_error="skip", max_failures=9))
+
+
+def test_the_reason_of_a_skipped_scene_holds_no_secret(catalog, tmp_path, monkeypatch):
+    "It goes into the index of the store, and with it into a bucket"
+    monkeypatch.setenv("SCENES_TOKEN", "canary-7f31")
+
+    def failing(row, **how):
+        if row["id"] == "Nigeria_812045": raise GeosegError("https://me:pw@example.org/scene.tif?key=canary-7f31 answers 403")
+        return SOURCE.reader(row, **how)
+
+    store = tile(SMALL, catalog, SOURCE._replace(reader=failing), tmp_path / "t.zarr", Execution(on_error="skip", max_failures=1))
+    [told] = set(store.index["problem"]) - {""}
+    assert told == "https://***@example.org/scene.tif?key=*** answers 403"
+
+
 @pytest.fixture
 def run(catalog, tmp_path):
     "A run of which the catalog and the tile job are done"
