@@ -4,30 +4,30 @@
 
 # %% auto #0
 __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED', 'CLASSES', 'LEGENDS', 'BANDS', 'RATIOS',
-           'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options', 'sensors',
-           'placed_below', 'read_metadata', 'with_paths', 'catalog', 'band_files', 'reference_file', 'read']
+           'BUCKETS', 'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options',
+           'sensors', 'legend', 'placed_below', 'read_metadata', 'with_paths', 'catalog', 'band_files',
+           'reference_file', 'read']
 
-# %% ../nbs/14_bigearthnet.ipynb #91e29fc6
+# %% ../nbs/14_bigearthnet.ipynb #d79a4af9
 from pathlib import Path
 from typing import Literal
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import shapely
 import xarray as xr
 from pydantic import Field
 
 from .catalog import footprints, fraction, outlines, read_table
-from .core import Band, GeosegError, Grid, Refused, Sensor, pick
+from .core import Band, Legend, Refused, Sensor, make_legend, pick
 from .pairs import read_coarse
 from .raster import read_pixels, row_grid, row_values, to_dataset
 from .spec import Spec
 from .stages import Execution
-from .storage import is_remote, readable, resolve
+from .storage import is_remote, resolve
 from .windows import Window
 
-# %% ../nbs/14_bigearthnet.ipynb #4404a9d5
+# %% ../nbs/14_bigearthnet.ipynb #dfe1a9a0
 SCENE = {"s1": r"((?:[^_]+_){4}[^_]+)_", "s2": r"((?:[^_]+_){5}[^_]+)_", "reference": r"((?:[^_]+_){5}[^_]+)_"}
 
 
@@ -48,7 +48,7 @@ def patch_folders(
         raise Refused(f"{len(bad)} names of {kind} are not as BigEarthNet v2 has them, the first is {bad.iloc[0]!r}", item=str(bad.iloc[0]))
     return joined(base, "") + scenes + "/" + names
 
-# %% ../nbs/14_bigearthnet.ipynb #d78ecfa1
+# %% ../nbs/14_bigearthnet.ipynb #fbadfac8
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 SOUTH = dict(zip("CDEFGHJKLMNPQRSTUVWX",  # northing that each latitude band begins below, in km
                  (1100, 2000, 2800, 3700, 4600, 5500, 6400, 7300, 8200, 9100, 0, 800, 1700, 2600, 3500, 4400, 5300, 6200, 7000, 7900)))
@@ -80,7 +80,7 @@ def patch_grids(
     transforms = [[10.0, 0.0, float(a), 0.0, -10.0, float(b)] for a, b in zip(x, y)]
     return pd.DataFrame({"crs": np.char.add("EPSG:", code.astype(str)), "transform": transforms, "height": PIXELS, "width": PIXELS})
 
-# %% ../nbs/14_bigearthnet.ipynb #643c5edd
+# %% ../nbs/14_bigearthnet.ipynb #14cae533
 CORINE = {  # level-3 code: colour (CORINE Land Cover nomenclature)
     111: "#e6004d", 112: "#ff0000", 121: "#cc4df2", 122: "#cc0000", 123: "#e6cccc", 124: "#e6cce6", 131: "#a600cc", 132: "#a64d00", 133: "#ff4dff",
     141: "#ffa6ff", 142: "#ffe6ff", 211: "#ffffa8", 212: "#ffff00", 213: "#e6e600", 221: "#e68000", 222: "#f2a64d", 223: "#e6a600", 231: "#e6e64d",
@@ -110,7 +110,7 @@ LEGENDS = {  # name -> (class: [codes, colour]; codes without a class)
     "clc45": ({str(code): [code, colour] for code, colour in CORINE.items()} | {"unlabelled": [UNLABELLED, "#ffffff"]}, []),
     "codes_mod256": ({f"byte {byte} ({', '.join(map(str, codes))})": [codes, CORINE[codes[0]]] for byte, codes in by_byte().items()}, [])}
 
-# %% ../nbs/14_bigearthnet.ipynb #72a22fd5
+# %% ../nbs/14_bigearthnet.ipynb #fd41ea5e
 BANDS = {"s1": ("VV", "VH"), "s2": ("B02", "B03", "B04", "B08"), "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"), "s2_60m": ("B01", "B09")}
 RATIOS = {"s1": 1, "s2": 1, "s2_20m": 2, "s2_60m": 6}  # pixels of 10 m that one of its own spans
 
@@ -140,11 +140,21 @@ def sensors(
     return [_sensor(name, [b for b in options.bands if known[b] == name]) for name in BANDS if set(options.bands) & set(BANDS[name])]
 
 
+BUCKETS = True  # this product reads s3:// as well as folders
+
+
+def legend(
+    options: Options,
+) -> Legend:
+    "The classes of the reference maps, as the options name them"
+    return make_legend(*LEGENDS[options.legend])
+
+
 def _sensor(name, bands):
     made = [Band(b, "dB") if name == "s1" else Band(b, "1", scale=1e-4) for b in bands]
     return Sensor(name, tuple(made), "float32" if name == "s1" else "uint16", ratio=RATIOS[name])
 
-# %% ../nbs/14_bigearthnet.ipynb #582b84dd
+# %% ../nbs/14_bigearthnet.ipynb #1c69b15d
 COLUMNS = ("patch_id", "split", "country", "s1_name")
 
 
@@ -180,7 +190,7 @@ def with_paths(
         return metadata.assign(reference_path="", **{f"{kind}_path": joined(bases[kind], "") + old[kind] for kind in old})
     return metadata.assign(**{f"{kind}_path": patch_folders(names[kind], bases[kind], kind) if kind in bases else "" for kind in SCENE})
 
-# %% ../nbs/14_bigearthnet.ipynb #74e43e16
+# %% ../nbs/14_bigearthnet.ipynb #0d15aba5
 def catalog(
     root,  # folder or URL of the data set
     options: Options | None = None,
@@ -200,7 +210,7 @@ def catalog(
     rows = drawn.drop(columns="patch_id").assign(place=scenes, time=times, labels=labels, **{name: grids[name] for name in grids})
     return gpd.GeoDataFrame(rows, geometry=footprints(outlines(grids["transform"], whole, whole), grids["crs"]), crs="EPSG:4326")
 
-# %% ../nbs/14_bigearthnet.ipynb #840b9b4d
+# %% ../nbs/14_bigearthnet.ipynb #90034e0c
 def band_files(
     row: dict,
     bands: list[str],

@@ -15,14 +15,14 @@ import os
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import rasterio
 import shapely
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pyproj import CRS
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
@@ -30,7 +30,7 @@ from rasterio.windows import Window as RasterWindow
 from .core import GeosegError, Refused
 from .spec import Spec
 from .stages import Execution, failures, run_items
-from .storage import absolute, local_only, readable, written_file
+from .storage import absolute, readable, written_file
 from .windows import row_windows
 
 # %% ../nbs/10_catalog.ipynb #187eeb6c
@@ -42,12 +42,13 @@ class CatalogSpec(Spec):
     "Which data a catalog lists, what their labels mean, and what happens to a broken file"
 
     product: str = "pairs"
-    root: Annotated[str, AfterValidator(local_only)] = ""
+    root: str = ""
     options: dict = Field(default_factory=dict)
     legend: dict = Field(default_factory=lambda: {"dry": [0, "#d8c9a0"], "water": [1, "#2b6cb0"]})
     ignore: list[int] = Field(default_factory=lambda: [-1])
     on_error: Literal["raise", "skip"] = "raise"
     checksums: bool = True
+    measure: bool = True
 
 # %% ../nbs/10_catalog.ipynb #6caa1c0d
 def read_last_blocks(

@@ -256,6 +256,7 @@ def plot_balance(
     table,  # DataFrame: part, class, count (pixels), colour
     ax: Axes | None = None,  # where to draw
     by: str = "part",  # what the bars are: the name of the axis, and of the column where the table has it
+    unit: str = "px",  # that was counted, such as "scenes"
 ) -> Axes:  # the axes
     "Share of each class in each part, in the legend's colours"
     column = by if by in table else "part"
@@ -269,14 +270,14 @@ def plot_balance(
         ax.barh(parts, share, left=left, color=rows["colour"].iloc[0], label=name, height=0.62)
         left += share
     for i, part in enumerate(parts):
-        ax.text(1.02, i, f"{short_count(total[part])} px", va="center", fontsize=7, color=INK,
+        ax.text(1.02, i, f"{short_count(total[part])} {unit}", va="center", fontsize=7, color=INK,
                 transform=ax.get_yaxis_transform())
     ax.set_xlim(0, 1)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(fontsize=7, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK,
               borderpad=0, handlelength=1.1)
-    return label_axes(ax, "share of labelled pixels (%)", by)
+    return label_axes(ax, "share of labelled pixels (%)" if unit == "px" else f"share of the classes of all {unit} (%)", by)
 
 # %% ../nbs/07_plots.ipynb #037c7ba7
 def plot_footprints(

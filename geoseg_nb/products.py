@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'CONTRACT', 'product', 'product_options', 'sensors', 'reader', 'catalog', 'no_text', 'Source',
-           'bound_source', 'source_of', 'hand_over', 'received', 'barren', 'resampled', 'measured_catalog',
-           'measurable', 'class_counts']
+           'bound_source', 'legend_of', 'source_of', 'hand_over', 'received', 'barren', 'resampled', 'measured_catalog',
+           'measurable', 'counted', 'class_counts']
 
 # %% ../nbs/19_products.ipynb #8e33c796
 import sys
@@ -24,10 +24,10 @@ from .core import Legend, Refused, Sensor, make_legend, pick
 from .raster import row_values
 from .spec import Spec, make, plain
 from .stages import Execution, with_id
-from .storage import resolve, sample_folder
+from .storage import absolute, local_only, sample_folder
 
 # %% ../nbs/19_products.ipynb #1b2283bd
-PRODUCTS = {"pairs": "geoseg_nb.pairs", "swaths": "geoseg_nb.swaths"}
+PRODUCTS = {"pairs": "geoseg_nb.pairs", "swaths": "geoseg_nb.swaths", "bigearthnet": "geoseg_nb.bigearthnet"}
 
 CONTRACT = {
     "Options": "a Spec with a field on_missing: raise or skip",
@@ -87,6 +87,7 @@ def catalog(
 ) -> gpd.GeoDataFrame:  # one row a scene; attrs["skipped"]: what was left out, with reasons
     "The catalog of the product, folder and options that a spec names; a file name that is no text is refused"
     options = product_options(spec.product, {"on_missing": spec.on_error, **spec.options})
+    if not getattr(product(spec.product), "BUCKETS", False): local_only(spec.root)
     try:
         return product(spec.product).catalog(spec.root, options, execution)
     except UnicodeEncodeError as error:
@@ -121,11 +122,21 @@ def bound_source(
     return Source(reader(name, checked), sensors(name, checked), legend, {"product": name, "options": plain(checked)})
 
 
+def legend_of(
+    spec: CatalogSpec,
+) -> Legend:
+    "The classes that a spec names, or else those that its product brings; neither is refused"
+    if spec.legend: return make_legend(spec.legend, spec.ignore)
+    kind = product(spec.product)
+    if hasattr(kind, "legend"): return kind.legend(product_options(spec.product, spec.options))
+    raise Refused(f"product {spec.product} brings no classes; name them, as in legend={{'water': [1, '#2b6cb0']}}", item="legend")
+
+
 def source_of(
     spec: CatalogSpec,
 ) -> Source:
     "The reader, the sensors and the legend of a catalog's spec"
-    return bound_source(spec.product, spec.options, make_legend(spec.legend, spec.ignore))
+    return bound_source(spec.product, spec.options, legend_of(spec))
 
 # %% ../nbs/19_products.ipynb #30e4eba7
 def hand_over(
@@ -133,7 +144,7 @@ def hand_over(
 ) -> dict:  # plain values, for the outputs of a job
     "What a catalog job tells the jobs after it"
     made = source_of(spec)
-    folder = resolve(spec.root) if spec.root else sample_folder()
+    folder = absolute(spec.root) if spec.root else sample_folder()
     return {**made.made, "legend": made.legend.as_dict(), "source": str(folder),
             "sensors": [sensor.as_dict() for sensor in made.sensors]}
 
@@ -178,11 +189,12 @@ def measured_catalog(
     "The catalog of a spec with its valid and labelled pixels counted, and all that is wrong with it"
     made, found = source_of(spec), catalog(spec, execution)
     tolerant = (execution or Execution()).replace(on_error="skip", max_failures=len(found))
-    scenes, unread = measurable(measure(found, made.reader, made.legend, tolerant), spec.on_error)
+    scenes, unread = measurable(measure(found, made.reader, made.legend, tolerant), spec.on_error) if spec.measure else (found, {})
     skipped = [("skipped", s["id"], f"{s['path']}: {s['reason']}") for s in found.attrs.get("skipped", [])]
     skipped += [("skipped", id, why) for id, why in unread.items()]
     scenes = with_checksums(scenes, execution) if spec.checksums else scenes
-    notes = pd.DataFrame(skipped + barren(scenes, made.legend) + resampled(scenes), columns=["kind", "id", "detail"])
+    bare = barren(scenes, made.legend) if spec.measure else []
+    notes = pd.DataFrame(skipped + bare + resampled(scenes), columns=["kind", "id", "detail"])
     problems = pd.concat([notes, check(scenes[list(found)])], ignore_index=True)
     counts = {name: int(scenes[name].sum()) for name in scenes if name.startswith("count_")}
     scenes.attrs["counts"] = {"pixels": int((scenes["height"] * scenes["width"]).sum()), **counts}
@@ -202,14 +214,25 @@ def measurable(
     return scenes.astype({name: "int64" for name in scenes if name.startswith("count_")}), unread
 
 # %% ../nbs/19_products.ipynb #48bb0442
+def counted(
+    scenes: pd.DataFrame,  # a catalog, measured or with a column `labels` of class names
+    names: list[str],      # of the classes
+) -> pd.DataFrame:         # count_<class> for each row: pixels, or 1 where a scene has the class
+    "What is known of the classes of each scene"
+    columns = [f"count_{name}" for name in names]
+    if set(columns) <= set(scenes): return scenes[columns]
+    said = scenes["labels"].str.split("; ") if "labels" in scenes else [[]] * len(scenes)
+    return pd.DataFrame([[name in known for name in names] for known in said], columns=columns, index=scenes.index, dtype="int64")
+
+
 def class_counts(
-    scenes: pd.DataFrame,  # a measured catalog
+    scenes: pd.DataFrame,  # of `measured_catalog`
     spec: CatalogSpec,
     shown: int = 8,  # places with a row of their own
-) -> pd.DataFrame:  # part (a place), class, count (pixels), colour
-    "Labelled pixels of each class in each place, the largest places first"
-    legend = make_legend(spec.legend, spec.ignore)
-    counts = scenes.groupby("place")[[f"count_{name}" for name in legend.names]].sum()
+) -> pd.DataFrame:  # part (a place), class, count (pixels; scenes where none was measured), colour
+    "How often each class is in each place, the largest places first"
+    legend = legend_of(spec)
+    counts = counted(scenes, legend.names).groupby(scenes["place"]).sum()
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     rest = f"{len(counts) - shown} others"
     part = [place if i < shown else rest for i, place in enumerate(counts.index)]
