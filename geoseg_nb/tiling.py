@@ -267,7 +267,8 @@ def tile(
     with store_lock(url, PROGRESS, wait=0):
         create_store(url, store)
         do = partial(write_batch, url=storage(url), store=store, reader=source.reader, skip=execution.on_error == "skip")
-        run_items(do, batches, execution.replace(on_error="raise"), key=lambda b: f"shard {b.shards[0]}", done=partial(batch_done, url=root), desc="tile")
+        whole, done = execution.replace(on_error="raise"), partial(batch_done, url=root)
+        run_items(do, batches, whole, key=lambda b: f"shard {b.shards[0]}", done=done, desc="tile")
         count_failures(root, store, execution.max_failures)
         finish_store(url)
     return open_store(url)
