@@ -8,7 +8,7 @@ __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED'
            'sensors', 'legend', 'placed_below', 'read_metadata', 'with_paths', 'catalog', 'band_files',
            'reference_file', 'read']
 
-# %% ../nbs/14_bigearthnet.ipynb #d79a4af9
+# %% ../nbs/14_bigearthnet.ipynb #b4f94f28
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from .stages import Execution
 from .storage import is_remote, resolve
 from .windows import Window
 
-# %% ../nbs/14_bigearthnet.ipynb #dfe1a9a0
+# %% ../nbs/14_bigearthnet.ipynb #4b29f121
 SCENE = {"s1": r"((?:[^_]+_){4}[^_]+)_", "s2": r"((?:[^_]+_){5}[^_]+)_", "reference": r"((?:[^_]+_){5}[^_]+)_"}
 
 
@@ -48,7 +48,7 @@ def patch_folders(
         raise Refused(f"{len(bad)} names of {kind} are not as BigEarthNet v2 has them, the first is {bad.iloc[0]!r}", item=str(bad.iloc[0]))
     return joined(base, "") + scenes + "/" + names
 
-# %% ../nbs/14_bigearthnet.ipynb #fbadfac8
+# %% ../nbs/14_bigearthnet.ipynb #00582d96
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 SOUTH = dict(zip("CDEFGHJKLMNPQRSTUVWX",  # northing that each latitude band begins below, in km
                  (1100, 2000, 2800, 3700, 4600, 5500, 6400, 7300, 8200, 9100, 0, 800, 1700, 2600, 3500, 4400, 5300, 6200, 7000, 7900)))
@@ -70,7 +70,7 @@ def tile_corner(
 def patch_grids(
     names: pd.Series,  # of radar patches: they hold the tile in every version
 ) -> pd.DataFrame:     # crs, transform, height, width
-    "The grid of each patch at 10 m, from its name"
+    "The grid of each patch at 10 m, from its name; a name without a place is refused"
     parts = names.str.extract(r"_T?(\d\d[A-Z]{3})_(\d+)_(\d+)$")
     if parts.isna().any(axis=None):
         raise Refused(f"{names[parts[0].isna()].iloc[0]!r} does not end with tile, column and row", item=names[parts[0].isna()].iloc[0])
@@ -80,7 +80,7 @@ def patch_grids(
     transforms = [[10.0, 0.0, float(a), 0.0, -10.0, float(b)] for a, b in zip(x, y)]
     return pd.DataFrame({"crs": np.char.add("EPSG:", code.astype(str)), "transform": transforms, "height": PIXELS, "width": PIXELS})
 
-# %% ../nbs/14_bigearthnet.ipynb #14cae533
+# %% ../nbs/14_bigearthnet.ipynb #f522f107
 CORINE = {  # level-3 code: colour (CORINE Land Cover nomenclature)
     111: "#e6004d", 112: "#ff0000", 121: "#cc4df2", 122: "#cc0000", 123: "#e6cccc", 124: "#e6cce6", 131: "#a600cc", 132: "#a64d00", 133: "#ff4dff",
     141: "#ffa6ff", 142: "#ffe6ff", 211: "#ffffa8", 212: "#ffff00", 213: "#e6e600", 221: "#e68000", 222: "#f2a64d", 223: "#e6a600", 231: "#e6e64d",
@@ -110,7 +110,7 @@ LEGENDS = {  # name -> (class: [codes, colour]; codes without a class)
     "clc45": ({str(code): [code, colour] for code, colour in CORINE.items()} | {"unlabelled": [UNLABELLED, "#ffffff"]}, []),
     "codes_mod256": ({f"byte {byte} ({', '.join(map(str, codes))})": [codes, CORINE[codes[0]]] for byte, codes in by_byte().items()}, [])}
 
-# %% ../nbs/14_bigearthnet.ipynb #fd41ea5e
+# %% ../nbs/14_bigearthnet.ipynb #cae2b5ad
 BANDS = {"s1": ("VV", "VH"), "s2": ("B02", "B03", "B04", "B08"), "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"), "s2_60m": ("B01", "B09")}
 RATIOS = {"s1": 1, "s2": 1, "s2_20m": 2, "s2_60m": 6}  # pixels of 10 m that one of its own spans
 
@@ -130,11 +130,11 @@ class Options(Spec):
     legend: Literal[tuple(LEGENDS)] = "ben19"  # of the labels, where a catalog names no classes
     on_missing: Literal["raise", "skip"] = "raise"
 
-
+# %% ../nbs/14_bigearthnet.ipynb #2bc2b21a
 def sensors(
     options: Options,
 ) -> list[Sensor]:
-    "What a patch holds, for the layout of a tile store"
+    "What a patch holds, for the layout of a tile store; a band that is none is refused"
     known = {band: name for name, bands in BANDS.items() for band in bands}
     for band in options.bands: pick(known, band, "band")
     return [_sensor(name, [b for b in options.bands if known[b] == name]) for name in BANDS if set(options.bands) & set(BANDS[name])]
@@ -154,7 +154,7 @@ def _sensor(name, bands):
     made = [Band(b, "dB") if name == "s1" else Band(b, "1", scale=1e-4) for b in bands]
     return Sensor(name, tuple(made), "float32" if name == "s1" else "uint16", ratio=RATIOS[name])
 
-# %% ../nbs/14_bigearthnet.ipynb #1c69b15d
+# %% ../nbs/14_bigearthnet.ipynb #b9a0d004
 COLUMNS = ("patch_id", "split", "country", "s1_name")
 
 
@@ -168,7 +168,7 @@ def read_metadata(
     root,
     options: Options,
 ) -> pd.DataFrame:  # as the official table has it
-    "The official table, with the patches under snow or cloud where they are asked for"
+    "The official table, with the patches under snow or cloud where they are asked for; one that lacks a column is refused"
     paths = [placed_below(root, path) for path in (options.metadata, options.unclear) if path]
     tables = [read_table(path, "metadata", pd.read_parquet) for path in paths]
     for path, table in zip(paths, tables):
@@ -190,13 +190,13 @@ def with_paths(
         return metadata.assign(reference_path="", **{f"{kind}_path": joined(bases[kind], "") + old[kind] for kind in old})
     return metadata.assign(**{f"{kind}_path": patch_folders(names[kind], bases[kind], kind) if kind in bases else "" for kind in SCENE})
 
-# %% ../nbs/14_bigearthnet.ipynb #0d15aba5
+# %% ../nbs/14_bigearthnet.ipynb #743e8b34
 def catalog(
     root,  # folder or URL of the data set
     options: Options | None = None,
     execution: Execution | None = None,  # not needed: no file but the tables is opened
 ) -> gpd.GeoDataFrame:  # id, place (the Sentinel-2 scene), time, country, split, labels, the three paths, the grid and the footprint
-    "Patches as the official table lists them"
+    "Patches as the official table lists them; a fraction that leaves none is refused"
     options = options or Options()
     table = with_paths(read_metadata(root, options), root, options)
     table["id"] = table["patch_id"] if options.version == "v2" else table["s2v1_name"]
@@ -210,7 +210,7 @@ def catalog(
     rows = drawn.drop(columns="patch_id").assign(place=scenes, time=times, labels=labels, **{name: grids[name] for name in grids})
     return gpd.GeoDataFrame(rows, geometry=footprints(outlines(grids["transform"], whole, whole), grids["crs"]), crs="EPSG:4326")
 
-# %% ../nbs/14_bigearthnet.ipynb #90034e0c
+# %% ../nbs/14_bigearthnet.ipynb #5c2914d4
 def band_files(
     row: dict,
     bands: list[str],

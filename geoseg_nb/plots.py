@@ -270,8 +270,7 @@ def plot_balance(
         ax.barh(parts, share, left=left, color=rows["colour"].iloc[0], label=name, height=0.62)
         left += share
     for i, part in enumerate(parts):
-        ax.text(1.02, i, f"{short_count(total[part])} {unit}", va="center", fontsize=7, color=INK,
-                transform=ax.get_yaxis_transform())
+        ax.text(1.02, i, f"{short_count(total[part])} {unit}", va="center", fontsize=7, color=INK, transform=ax.get_yaxis_transform())
     ax.set_xlim(0, 1)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1))

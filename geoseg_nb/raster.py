@@ -9,9 +9,9 @@ __all__ = ['RESAMPLINGS', 'file_error', 'open_raster', 'grid_of', 'row_values', 
            'check_rows', 'write_tiled', 'tile_edge', 'write_cog']
 
 # %% ../nbs/12_raster.ipynb #5e596bef
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
+from collections.abc import Iterable
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -22,14 +22,13 @@ import rasterio.shutil
 import xarray as xr
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
 from .catalog import georeference, header, plain_reason
 from .core import GeosegError, Grid, Legend, Sensor, grid_difference, pick, require_same_grid
-from .storage import atomic_file, is_remote, readable, resolve, write_atomic
-from .tiff import plain_file
+from .storage import atomic_file, is_remote, resolve, write_atomic
+from .tiff import fetched, plain_file
 from .windows import ROWS, Window
 
 # %% ../nbs/12_raster.ipynb #af50228c
@@ -44,6 +43,7 @@ def file_error(
 
 def _why(path, error) -> str:
     "What an owner understands, else what GDAL said"
+    if isinstance(error, FileNotFoundError): return "no such object"
     remote = "://" in str(path) or str(path).startswith("/vsi")
     gdal = f"cut off, damaged or no image ({str(error.__cause__ or error).rstrip('. ')})"
     return not remote and plain_reason(str(path)) or gdal
@@ -56,17 +56,10 @@ def open_raster(
 ):  # yields a rasterio dataset
     "A raster opened for reading; an error at opening or while reading names item, file and reason"
     try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), ExitStack() as stack:
-            yield stack.enter_context(_object(path, stack) if is_remote(path) else rasterio.open(path))
-    except FileNotFoundError:
-        raise file_error(path, "no such object", item) from None
-    except RasterioError as error:
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), fetched(path) if is_remote(path) else rasterio.open(path) as source:
+            yield source
+    except (RasterioError, FileNotFoundError) as error:
         raise file_error(path, _why(path, error), item) from None
-
-
-def _object(path, stack):
-    "An object of a bucket, fetched whole and opened"
-    return stack.enter_context(MemoryFile(readable(path).read())).open()
 
 # %% ../nbs/12_raster.ipynb #6f6892c0
 def _grid(source, item="") -> Grid:
@@ -133,7 +126,8 @@ def _read_window(source, indexes, window, item):
     "Some bands of an open raster in a window, native dtype [band, row, col], and their validity [row, col]"
     row, col, height, width = window
     if row < 0 or col < 0 or row + height > source.height or col + width > source.width:
-        raise _outside(source.name, window, source.height, source.width, item)
+        raise file_error(source.name, f"rows {row}-{row + height}, columns {col}-{col + width} leave the image of "
+                         f"{source.height}x{source.width}; read the part inside and fill with windows.cut", item)
     area = ((row, row + height), (col, col + width))
     values = source.read(indexes, window=area)
     valid = valid_mask(values, tuple(source.nodatavals[i - 1] for i in indexes))
@@ -144,46 +138,20 @@ def _read_window(source, indexes, window, item):
     return values, valid
 
 
-def _outside(name, window, rows, cols, item):
-    "The error of a window that leaves an image"
-    row, col, height, width = window
-    return file_error(name, f"rows {row}-{row + height}, columns {col}-{col + width} leave the image of {rows}x{cols}; "
-                      "read the part inside and fill with windows.cut", item)
-
-
 def _require_bands(source, indexes, item):
     "Refuses numbers of bands that an open raster does not have"
     strange = [i for i in indexes if not 1 <= i <= source.count]
     if strange:
         raise file_error(source.name, f"has bands 1-{source.count}, asked for {strange}", item)
 
-# %% ../nbs/12_raster.ipynb #c7048f55
-class _Opened(NamedTuple):
-    "A file whose pixels can be read, whoever reads them"
-
-    name: str
-    grid: Grid
-    count: int       # of bands
-    read: Callable   # (indexes, window, item) -> values, valid
-
-
-def _plain_window(found, facts, name, indexes, window, item):
-    "The same as `_read_window` for a file that was read whole"
-    (row, col, height, width), (_, rows, cols) = window, found.values.shape
-    if row < 0 or col < 0 or row + height > rows or col + width > cols: raise _outside(name, window, rows, cols, item)
-    values = found.values[[i - 1 for i in indexes], row : row + height, col : col + width]
-    return values, valid_mask(values, facts.nodata)
-
-
+# %% ../nbs/12_raster.ipynb #8879d797
 @contextmanager
 def _opened(path, item):
-    "A file as `_Opened`"
-    plain = plain_file(path)
-    if plain:
-        found, facts = plain
-        yield _Opened(path, Grid(facts.crs, found.transform, *found.values.shape[1:]), len(found.values), partial(_plain_window, found, facts, path))
+    "A raster and its grid, whoever reads it"
+    small = plain_file(path)
+    if small: yield small, Grid(small.crs, small.transform, small.height, small.width)
     else:
-        with open_raster(path, item) as source: yield _Opened(path, _grid(source, item), source.count, partial(_read_window, source))
+        with open_raster(path, item) as source: yield source, _grid(source, item)
 
 # %% ../nbs/12_raster.ipynb #b6c8c99b
 class Pixels(NamedTuple):
@@ -255,22 +223,22 @@ def read_pixels(
     nodata=None,  # of the files, where they are resampled
 ) -> Pixels:
     "Bands of several files on one grid, with their validity; a file on another grid is a GridMismatch"
-    parts, masks, declared = [], [], "the declared grid" if grid else ""
+    read, declared = [], "the declared grid" if grid else ""
     for path, bands in by_file(files).items():
-        with _opened(path, item) as file:
+        with _opened(path, item) as (source, here):
             names, indexes = ", ".join(bands), list(bands.values())
-            grid, declared = grid or file.grid, declared or names
-            _require_bands(file, indexes, item)
+            grid, declared = grid or here, declared or names
+            _require_bands(source, indexes, item)
             area = window or Window(0, 0, grid.height, grid.width)
-            if resampling and grid_difference(grid, file.grid):
-                with open_raster(path, item) as source, warped(source, grid, resampling, nodata) as moved:
+            if resampling and grid_difference(grid, here):
+                with open_raster(path, item) as whole, warped(whole, grid, resampling, nodata) as moved:
                     values, valid = _read_window(moved, indexes, area, item)
             else:
-                require_same_grid(grid, file.grid, item or Path(path).name, (declared, names))
-                values, valid = file.read(indexes, area, item)
-        parts.append((list(bands), values))
-        masks.append(valid)
-    return Pixels(stack_bands(parts, list(files), item), np.logical_and.reduce(masks), grid.window(*area))
+                require_same_grid(grid, here, item or Path(path).name, (declared, names))
+                values, valid = _read_window(source, indexes, area, item)
+        read.append((list(bands), values, valid))
+    stacked = stack_bands([part[:2] for part in read], list(files), item)
+    return Pixels(stacked, np.logical_and.reduce([valid for *_, valid in read]), grid.window(*area))
 
 
 def read_bands(
@@ -291,9 +259,7 @@ def crs_wkt(
     return rasterio.crs.CRS.from_string(crs).to_wkt()
 
 
-def grid_coords(
-    grid: Grid,
-) -> dict:  # y, x (pixel centres) and spatial_ref; a rotated grid has spatial_ref alone
+def grid_coords(grid: Grid) -> dict:  # y, x (pixel centres) and spatial_ref; a rotated grid has spatial_ref alone
     "The coordinates of a grid as xarray takes them"
     a, b, c, d, e, f = grid.transform
     wkt, numbers = crs_wkt(grid.crs), " ".join(repr(v) for v in (c, a, b, f, d, e))
@@ -361,9 +327,7 @@ def colour_table(
     return {**{i: (*colour, 255) for i, colour in enumerate(rgb)}, **clear}
 
 
-def category_xml(
-    legend: Legend,
-) -> str:  # the side file GDAL calls PAM
+def category_xml(legend: Legend) -> str:  # the side file GDAL calls PAM
     "The class names in the form in which GDAL keeps categories"
     names = "".join(f"<Category>{escape(name)}</Category>" for name in legend.names)
     return f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand></PAMDataset>\n'

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'FORMATS', 'DEFLATED', 'EXPANDS', 'FIRST', 'NOT_PLAIN', 'AGREED', 'SMALL', 'tag_values', 'directory', 'Kind',
-           'kind_of', 'block_values', 'unpacked', 'Plain', 'placed', 'decode', 'Facts', 'by_gdal', 'PlainReader',
-           'plain_files', 'plain_file']
+           'kind_of', 'block_values', 'unpacked', 'PlainFile', 'corner_transform', 'decode_tiff', 'Facts', 'by_gdal',
+           'alike', 'PlainReader', 'plain_files', 'SmallRaster', 'fetched', 'small_bytes', 'plain_file']
 
-# %% ../nbs/10e_tiff.ipynb #e310932b
+# %% ../nbs/10e_tiff.ipynb #351a1e1c
 import os
 import struct
 import zlib
 from collections import Counter
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from rasterio.io import MemoryFile
 from .catalog import crs_name
 from .storage import is_remote, readable
 
-# %% ../nbs/10e_tiff.ipynb #00fb5e85
+# %% ../nbs/10e_tiff.ipynb #cfb24174
 TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d"}  # TIFF 6.0, section 2: byte, ASCII, short, long, double
 
 
@@ -53,7 +54,7 @@ def directory(
     if any(data[end : end + 4]): raise ValueError("several directories: overviews or a mask")
     return order, {tag: tag_values(data, order, *entry) for tag, *entry in entries if entry[0] in TYPES}
 
-# %% ../nbs/10e_tiff.ipynb #3bab56c3
+# %% ../nbs/10e_tiff.ipynb #98cd0ce7
 FORMATS = {1: "u", 2: "i", 3: "f"}  # tag 339: unsigned, signed, IEEE
 DEFLATED = (8, 32946)               # tag 259: Adobe's number and the older one
 EXPANDS = 1032                      # bytes that a byte of deflate can hold (RFC 1951: 258 a code of two bits)
@@ -88,7 +89,7 @@ def kind_of(
     block = (one(323), one(322)) if tiled else (min(tags.get(278, (height,))[0], height), width)
     return Kind(dtype, one(277), height, width, block, tiled, one(284) == 2 and one(277) > 1, one(259), one(317))
 
-# %% ../nbs/10e_tiff.ipynb #ae7ec6bb
+# %% ../nbs/10e_tiff.ipynb #b72c0441
 def block_values(
     data: bytes,  # of one block, as it stands in the file
     kind: Kind,
@@ -121,15 +122,15 @@ def unpacked(
         image[bands, top : top + rows, left : left + cols] = values.transpose(2, 0, 1)
     return image
 
-# %% ../nbs/10e_tiff.ipynb #79c0e227
-class Plain(NamedTuple):
+# %% ../nbs/10e_tiff.ipynb #75337e9a
+class PlainFile(NamedTuple):
     "A file that was read without GDAL"
     values: np.ndarray  # [band, row, column]
     transform: tuple    # a, b, c, d, e, f
     keys: tuple         # kind, keys of the CRS, nodata: what must be known of it from elsewhere
 
 
-def placed(tags: dict[int, tuple]) -> tuple[float, ...]:
+def corner_transform(tags: dict[int, tuple]) -> tuple[float, ...]:
     "The transform of a file; a ValueError where it is not a corner and a size"
     (wide, tall, _), (i, j, _, x, y, _) = tags[33550], tags[33922]
     geo = tags[34735]
@@ -141,23 +142,20 @@ def placed(tags: dict[int, tuple]) -> tuple[float, ...]:
 NOT_PLAIN = (struct.error, zlib.error, ValueError, LookupError, ArithmeticError, TypeError)  # GDAL says what is wrong, if anything is
 
 
-def decode(
+def decode_tiff(
     data: bytes,  # of a file
-) -> Plain | None:  # None where it is not plain, or cut off
+) -> PlainFile | None:  # None where it is not plain, or cut off
     "A plain TIFF from its bytes"
     try:
         order, tags = directory(data)
-        kind, transform = kind_of(order, tags), placed(tags)
+        kind, transform = kind_of(order, tags), corner_transform(tags)
         ends = (324, 325) if kind.tiled else (273, 279)
         values = unpacked(data, kind, *(tags[tag] for tag in ends))
     except NOT_PLAIN:
         return None
-    return Plain(values, transform, (kind, *(tags.get(tag) for tag in (34735, 34736, 34737, 42113))))
+    return PlainFile(values, transform, (kind, *(tags.get(tag) for tag in (34735, 34736, 34737, 42113))))
 
-# %% ../nbs/10e_tiff.ipynb #d97d6104
-AGREED = 3  # files of one kind, CRS and nodata that must be equal before it is trusted
-
-
+# %% ../nbs/10e_tiff.ipynb #bc731eed
 class Facts(NamedTuple):
     "What a file says beside its pixels"
     crs: str       # "EPSG:n" or WKT
@@ -174,6 +172,15 @@ def by_gdal(data: bytes) -> tuple[np.ndarray, tuple, Facts] | None:
         return None
 
 
+def alike(found: PlainFile, values: np.ndarray, transform: tuple) -> bool:
+    "Whether a file was read as GDAL reads it: every value, its type, the place"
+    floats = values.dtype.kind == "f"
+    return found.transform == transform and found.values.dtype == values.dtype and np.array_equal(found.values, values, equal_nan=floats)
+
+# %% ../nbs/10e_tiff.ipynb #61e39a23
+AGREED = 3  # files of one kind, CRS and nodata that must be equal before it is trusted
+
+
 class PlainReader:
     "Reads plain files, and remembers which kinds of them GDAL reads alike"
 
@@ -181,8 +188,8 @@ class PlainReader:
         self.agreed, self.seen, self.facts, self.refused = agreed, Counter(), {}, set()
         self.counts = Counter({"plain": 0, "compared": 0, "not plain": 0, "differs": 0})
 
-    def __call__(self, data: bytes) -> tuple[Plain, Facts] | None:  # None: ask GDAL
-        found = decode(data)
+    def __call__(self, data: bytes) -> tuple[PlainFile, Facts] | None:  # None: ask GDAL
+        found = decode_tiff(data)
         if found is None or found.keys in self.refused:
             self.counts["not plain" if found is None else "differs"] += 1
             return None
@@ -191,17 +198,17 @@ class PlainReader:
         self.counts["plain"] += 1
         return found, self.facts[found.keys]
 
-    def _compared(self, found: Plain, data: bytes) -> bool:
+    def _compared(self, found: PlainFile, data: bytes) -> bool:
         "Whether GDAL finds the same; kept for the next file of the kind"
         self.counts["compared"] += 1
         other = by_gdal(data)
-        same = other is not None and (found.transform == other[1] and found.values.dtype == other[0].dtype
-                                      and np.array_equal(found.values, other[0], equal_nan=other[0].dtype.kind == "f"))
-        if not same or self.facts.setdefault(found.keys, other[2]) != other[2]: self.refused.add(found.keys)
-        else: self.seen[found.keys] += 1
-        return same
+        if other is None or not alike(found, *other[:2]) or self.facts.setdefault(found.keys, other[2]) != other[2]:
+            self.refused.add(found.keys)
+            return False
+        self.seen[found.keys] += 1
+        return True
 
-# %% ../nbs/10e_tiff.ipynb #e8596c73
+# %% ../nbs/10e_tiff.ipynb #f4874727
 SMALL = 1 << 18  # bytes up to which a file is read whole
 
 
@@ -211,13 +218,48 @@ def plain_files() -> PlainReader:
     return PlainReader()
 
 
+class SmallRaster(NamedTuple):
+    "A file in memory that answers like an open raster"
+    name: str
+    values: np.ndarray  # [band, row, column]
+    transform: tuple    # a, b, c, d, e, f
+    crs: str            # "EPSG:n" or WKT
+    nodata: float | None
+
+    count = property(lambda self: len(self.values))
+    height = property(lambda self: self.values.shape[1])
+    width = property(lambda self: self.values.shape[2])
+    nodatavals = property(lambda self: (self.nodata,) * len(self.values))
+    mask_flag_enums = property(lambda self: ((),) * len(self.values))
+
+    def read(self, indexes: list[int], window: tuple) -> np.ndarray:  # [band, row, column]
+        "Some bands, numbered from 1, between two rows and two columns"
+        (top, bottom), (left, right) = window
+        return self.values[[i - 1 for i in indexes], top:bottom, left:right]
+
+# %% ../nbs/10e_tiff.ipynb #8cae45f7
+@contextmanager
+def fetched(
+    path,  # an object
+):         # yields a rasterio dataset
+    "An object of a bucket, fetched whole and opened; FileNotFoundError where there is none"
+    with MemoryFile(readable(path).read()) as file, file.open() as source: yield source
+
+
+def small_bytes(
+    path,  # a file or an object
+) -> bytes:  # empty where the file is large or not there
+    "All of a small file"
+    if is_remote(path): return readable(path).read()
+    try:
+        with open(path, "rb", buffering=0) as file: return file.read() if os.fstat(file.fileno()).st_size <= SMALL else b""
+    except OSError: return b""
+
+
 def plain_file(
     path,  # a file or an object
-) -> tuple[Plain, Facts] | None:  # None: ask GDAL
+) -> SmallRaster | None:  # None: ask GDAL
     "A small plain file without GDAL"
-    if is_remote(path): data = readable(path).read()
-    else:
-        try:
-            with open(path, "rb", buffering=0) as file: data = file.read() if os.fstat(file.fileno()).st_size <= SMALL else b""
-        except OSError: return None
-    return plain_files()(data) if data else None
+    data = small_bytes(path)
+    found = plain_files()(data) if data else None
+    return found and SmallRaster(str(path), found[0].values, found[0].transform, found[1].crs, found[1].nodata)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.io import MemoryFile
 
-from geoseg_nb.tiff import AGREED, PlainReader, decode
+from geoseg_nb.tiff import AGREED, PlainReader, decode_tiff
 
 TYPES = ["uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
 PLACED = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 404400, 0, -10, 5342400)}
@@ -34,7 +34,7 @@ def test_what_is_plain_is_equal_to_gdal(dtype, bands, height, width, seed, compr
     predictor = 1 if compress == "none" or kind != "f" and predictor == 3 else predictor
     packing = {"tiled": True, "blockxsize": 32, "blockysize": 16} if tiled else {"blockysize": rows}
     data = written(values, compress=compress, predictor=predictor, interleave=interleave, endianness=endianness, **packing)
-    found = decode(data)
+    found = decode_tiff(data)
     plain = compress in ("none", "deflate") and not (kind == "f" and predictor > 1)
     assert (found is not None) == plain
     if plain:
@@ -53,7 +53,7 @@ def test_what_is_not_plain_is_left_to_gdal(odd, tmp_path):
     with rasterio.open(tmp_path / "a.tif", "r+") as target:
         if odd == "pixel is point": target.update_tags(AREA_OR_POINT="Point")
         if odd == "overviews": target.build_overviews([2])
-    assert decode((tmp_path / "a.tif").read_bytes()) is None
+    assert decode_tiff((tmp_path / "a.tif").read_bytes()) is None
 
 
 @given(at=st.integers(0, 2000), byte=st.integers(0, 255), cut=st.one_of(st.none(), st.integers(0, 2000)))
@@ -61,7 +61,7 @@ def test_what_is_not_plain_is_left_to_gdal(odd, tmp_path):
 def test_damaged_bytes_raise_nothing(at, byte, cut):
     data = bytearray(written(np.arange(24 * 24, dtype="uint16").reshape(1, 24, 24), compress="deflate"))
     data[at % len(data)] = byte
-    found = decode(bytes(data[:cut]))
+    found = decode_tiff(bytes(data[:cut]))
     assert found is None or found.values.ndim == 3
 
 
