@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 def refused(action, *values):
     began = time.process_time()
     with pytest.raises(Refused) as caught: action(*values)
-    assert time.process_time() - began < 1 and len(str(caught.value)) < 600
+    assert time.process_time() - began < 5 and len(str(caught.value)) < 600
     return str(caught.value)
 
 
