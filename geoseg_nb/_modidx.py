@@ -92,6 +92,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'geoseg_nb.bigearthnet.catalog': ('bigearthnet.html#catalog', 'geoseg_nb/bigearthnet.py'),
                                        'geoseg_nb.bigearthnet.joined': ('bigearthnet.html#joined', 'geoseg_nb/bigearthnet.py'),
                                        'geoseg_nb.bigearthnet.legend': ('bigearthnet.html#legend', 'geoseg_nb/bigearthnet.py'),
+                                       'geoseg_nb.bigearthnet.official_table': ( 'bigearthnet.html#official_table',
+                                                                                 'geoseg_nb/bigearthnet.py'),
                                        'geoseg_nb.bigearthnet.patch_folders': ( 'bigearthnet.html#patch_folders',
                                                                                 'geoseg_nb/bigearthnet.py'),
                                        'geoseg_nb.bigearthnet.patch_grids': ('bigearthnet.html#patch_grids', 'geoseg_nb/bigearthnet.py'),

@@ -5,29 +5,30 @@
 # %% auto #0
 __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED', 'CLASSES', 'LEGENDS', 'BANDS', 'RATIOS',
            'BUCKETS', 'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options',
-           'sensors', 'legend', 'placed_below', 'read_metadata', 'with_paths', 'catalog', 'band_files',
-           'reference_file', 'read']
+           'sensors', 'legend', 'placed_below', 'official_table', 'read_metadata', 'with_paths', 'catalog',
+           'band_files', 'reference_file', 'read']
 
-# %% ../nbs/14_bigearthnet.ipynb #b4f94f28
+# %% ../nbs/14_bigearthnet.ipynb #fcd5f6ef
 from pathlib import Path
 from typing import Literal
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import shapely
 import xarray as xr
 from pydantic import Field
 
-from .catalog import footprints, fraction, outlines, read_table
+from .catalog import footprints, fraction, outlines
 from .core import Band, Legend, Refused, Sensor, make_legend, pick
 from .pairs import read_coarse
 from .raster import read_pixels, row_grid, row_values, to_dataset
 from .spec import Spec
 from .stages import Execution
-from .storage import is_remote, resolve
+from .storage import is_remote, readable, resolve
 from .windows import Window
 
-# %% ../nbs/14_bigearthnet.ipynb #4b29f121
+# %% ../nbs/14_bigearthnet.ipynb #13f8d257
 SCENE = {"s1": r"((?:[^_]+_){4}[^_]+)_", "s2": r"((?:[^_]+_){5}[^_]+)_", "reference": r"((?:[^_]+_){5}[^_]+)_"}
 
 
@@ -48,7 +49,7 @@ def patch_folders(
         raise Refused(f"{len(bad)} names of {kind} are not as BigEarthNet v2 has them, the first is {bad.iloc[0]!r}", item=str(bad.iloc[0]))
     return joined(base, "") + scenes + "/" + names
 
-# %% ../nbs/14_bigearthnet.ipynb #00582d96
+# %% ../nbs/14_bigearthnet.ipynb #4bd788e3
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 SOUTH = dict(zip("CDEFGHJKLMNPQRSTUVWX",  # northing that each latitude band begins below, in km
                  (1100, 2000, 2800, 3700, 4600, 5500, 6400, 7300, 8200, 9100, 0, 800, 1700, 2600, 3500, 4400, 5300, 6200, 7000, 7900)))
@@ -80,7 +81,7 @@ def patch_grids(
     transforms = [[10.0, 0.0, float(a), 0.0, -10.0, float(b)] for a, b in zip(x, y)]
     return pd.DataFrame({"crs": np.char.add("EPSG:", code.astype(str)), "transform": transforms, "height": PIXELS, "width": PIXELS})
 
-# %% ../nbs/14_bigearthnet.ipynb #f522f107
+# %% ../nbs/14_bigearthnet.ipynb #c47b2238
 CORINE = {  # level-3 code: colour (CORINE Land Cover nomenclature)
     111: "#e6004d", 112: "#ff0000", 121: "#cc4df2", 122: "#cc0000", 123: "#e6cccc", 124: "#e6cce6", 131: "#a600cc", 132: "#a64d00", 133: "#ff4dff",
     141: "#ffa6ff", 142: "#ffe6ff", 211: "#ffffa8", 212: "#ffff00", 213: "#e6e600", 221: "#e68000", 222: "#f2a64d", 223: "#e6a600", 231: "#e6e64d",
@@ -110,7 +111,7 @@ LEGENDS = {  # name -> (class: [codes, colour]; codes without a class)
     "clc45": ({str(code): [code, colour] for code, colour in CORINE.items()} | {"unlabelled": [UNLABELLED, "#ffffff"]}, []),
     "codes_mod256": ({f"byte {byte} ({', '.join(map(str, codes))})": [codes, CORINE[codes[0]]] for byte, codes in by_byte().items()}, [])}
 
-# %% ../nbs/14_bigearthnet.ipynb #cae2b5ad
+# %% ../nbs/14_bigearthnet.ipynb #ddd2e408
 BANDS = {"s1": ("VV", "VH"), "s2": ("B02", "B03", "B04", "B08"), "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"), "s2_60m": ("B01", "B09")}
 RATIOS = {"s1": 1, "s2": 1, "s2_20m": 2, "s2_60m": 6}  # pixels of 10 m that one of its own spans
 
@@ -130,7 +131,7 @@ class Options(Spec):
     legend: Literal[tuple(LEGENDS)] = "ben19"  # of the labels, where a catalog names no classes
     on_missing: Literal["raise", "skip"] = "raise"
 
-# %% ../nbs/14_bigearthnet.ipynb #2bc2b21a
+# %% ../nbs/14_bigearthnet.ipynb #79721622
 def sensors(
     options: Options,
 ) -> list[Sensor]:
@@ -154,7 +155,7 @@ def _sensor(name, bands):
     made = [Band(b, "dB") if name == "s1" else Band(b, "1", scale=1e-4) for b in bands]
     return Sensor(name, tuple(made), "float32" if name == "s1" else "uint16", ratio=RATIOS[name])
 
-# %% ../nbs/14_bigearthnet.ipynb #b9a0d004
+# %% ../nbs/14_bigearthnet.ipynb #0fcdd43f
 COLUMNS = ("patch_id", "split", "country", "s1_name")
 
 
@@ -164,13 +165,20 @@ def placed_below(root, path: str) -> str:
     return path if whole else joined(root if is_remote(root) else resolve(root), path)
 
 
+def official_table(path: str) -> pd.DataFrame:
+    "A Parquet table of patches; where there is none, the option to set is said in the error"
+    try: return pd.read_parquet(readable(path))
+    except FileNotFoundError:
+        raise Refused(f"no table at {path}; give root=, the folder or s3:// of the data set, or options metadata=", item=path) from None
+
+
 def read_metadata(
     root,
     options: Options,
 ) -> pd.DataFrame:  # as the official table has it
     "The official table, with the patches under snow or cloud where they are asked for; one that lacks a column is refused"
     paths = [placed_below(root, path) for path in (options.metadata, options.unclear) if path]
-    tables = [read_table(path, "metadata", pd.read_parquet) for path in paths]
+    tables = [official_table(path) for path in paths]
     for path, table in zip(paths, tables):
         lacks = [name for name in COLUMNS if name not in table]
         if lacks: raise Refused(f"{path} lacks {', '.join(lacks)}; it has {', '.join(table)}", item=path)
@@ -190,7 +198,7 @@ def with_paths(
         return metadata.assign(reference_path="", **{f"{kind}_path": joined(bases[kind], "") + old[kind] for kind in old})
     return metadata.assign(**{f"{kind}_path": patch_folders(names[kind], bases[kind], kind) if kind in bases else "" for kind in SCENE})
 
-# %% ../nbs/14_bigearthnet.ipynb #743e8b34
+# %% ../nbs/14_bigearthnet.ipynb #da0a0ee3
 def catalog(
     root,  # folder or URL of the data set
     options: Options | None = None,
@@ -210,7 +218,7 @@ def catalog(
     rows = drawn.drop(columns="patch_id").assign(place=scenes, time=times, labels=labels, **{name: grids[name] for name in grids})
     return gpd.GeoDataFrame(rows, geometry=footprints(outlines(grids["transform"], whole, whole), grids["crs"]), crs="EPSG:4326")
 
-# %% ../nbs/14_bigearthnet.ipynb #5c2914d4
+# %% ../nbs/14_bigearthnet.ipynb #f1166cd9
 def band_files(
     row: dict,
     bands: list[str],
