@@ -8,14 +8,13 @@ __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED'
            'sensors', 'legend', 'placed_below', 'official_table', 'read_metadata', 'with_paths', 'catalog',
            'band_files', 'reference_file', 'read']
 
-# %% ../nbs/14_bigearthnet.ipynb #fcd5f6ef
+# %% ../nbs/14_bigearthnet.ipynb #c6e6777a
 from pathlib import Path
 from typing import Literal
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import shapely
 import xarray as xr
 from pydantic import Field
 
@@ -28,7 +27,7 @@ from .stages import Execution
 from .storage import is_remote, readable, resolve
 from .windows import Window
 
-# %% ../nbs/14_bigearthnet.ipynb #13f8d257
+# %% ../nbs/14_bigearthnet.ipynb #c20bba6a
 SCENE = {"s1": r"((?:[^_]+_){4}[^_]+)_", "s2": r"((?:[^_]+_){5}[^_]+)_", "reference": r"((?:[^_]+_){5}[^_]+)_"}
 
 
@@ -49,7 +48,7 @@ def patch_folders(
         raise Refused(f"{len(bad)} names of {kind} are not as BigEarthNet v2 has them, the first is {bad.iloc[0]!r}", item=str(bad.iloc[0]))
     return joined(base, "") + scenes + "/" + names
 
-# %% ../nbs/14_bigearthnet.ipynb #4bd788e3
+# %% ../nbs/14_bigearthnet.ipynb #248436ec
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 SOUTH = dict(zip("CDEFGHJKLMNPQRSTUVWX",  # northing that each latitude band begins below, in km
                  (1100, 2000, 2800, 3700, 4600, 5500, 6400, 7300, 8200, 9100, 0, 800, 1700, 2600, 3500, 4400, 5300, 6200, 7000, 7900)))
@@ -81,7 +80,7 @@ def patch_grids(
     transforms = [[10.0, 0.0, float(a), 0.0, -10.0, float(b)] for a, b in zip(x, y)]
     return pd.DataFrame({"crs": np.char.add("EPSG:", code.astype(str)), "transform": transforms, "height": PIXELS, "width": PIXELS})
 
-# %% ../nbs/14_bigearthnet.ipynb #c47b2238
+# %% ../nbs/14_bigearthnet.ipynb #28a6ebd9
 CORINE = {  # level-3 code: colour (CORINE Land Cover nomenclature)
     111: "#e6004d", 112: "#ff0000", 121: "#cc4df2", 122: "#cc0000", 123: "#e6cccc", 124: "#e6cce6", 131: "#a600cc", 132: "#a64d00", 133: "#ff4dff",
     141: "#ffa6ff", 142: "#ffe6ff", 211: "#ffffa8", 212: "#ffff00", 213: "#e6e600", 221: "#e68000", 222: "#f2a64d", 223: "#e6a600", 231: "#e6e64d",
@@ -111,7 +110,7 @@ LEGENDS = {  # name -> (class: [codes, colour]; codes without a class)
     "clc45": ({str(code): [code, colour] for code, colour in CORINE.items()} | {"unlabelled": [UNLABELLED, "#ffffff"]}, []),
     "codes_mod256": ({f"byte {byte} ({', '.join(map(str, codes))})": [codes, CORINE[codes[0]]] for byte, codes in by_byte().items()}, [])}
 
-# %% ../nbs/14_bigearthnet.ipynb #ddd2e408
+# %% ../nbs/14_bigearthnet.ipynb #b300ab40
 BANDS = {"s1": ("VV", "VH"), "s2": ("B02", "B03", "B04", "B08"), "s2_20m": ("B05", "B06", "B07", "B8A", "B11", "B12"), "s2_60m": ("B01", "B09")}
 RATIOS = {"s1": 1, "s2": 1, "s2_20m": 2, "s2_60m": 6}  # pixels of 10 m that one of its own spans
 
@@ -131,7 +130,7 @@ class Options(Spec):
     legend: Literal[tuple(LEGENDS)] = "ben19"  # of the labels, where a catalog names no classes
     on_missing: Literal["raise", "skip"] = "raise"
 
-# %% ../nbs/14_bigearthnet.ipynb #79721622
+# %% ../nbs/14_bigearthnet.ipynb #cc75393e
 def sensors(
     options: Options,
 ) -> list[Sensor]:
@@ -155,7 +154,7 @@ def _sensor(name, bands):
     made = [Band(b, "dB") if name == "s1" else Band(b, "1", scale=1e-4) for b in bands]
     return Sensor(name, tuple(made), "float32" if name == "s1" else "uint16", ratio=RATIOS[name])
 
-# %% ../nbs/14_bigearthnet.ipynb #0fcdd43f
+# %% ../nbs/14_bigearthnet.ipynb #01af4f6c
 COLUMNS = ("patch_id", "split", "country", "s1_name")
 
 
@@ -184,7 +183,7 @@ def read_metadata(
         if lacks: raise Refused(f"{path} lacks {', '.join(lacks)}; it has {', '.join(table)}", item=path)
     return pd.concat(tables, ignore_index=True)
 
-
+# %% ../nbs/14_bigearthnet.ipynb #f58f86b9
 def with_paths(
     metadata: pd.DataFrame,
     root,
@@ -198,7 +197,7 @@ def with_paths(
         return metadata.assign(reference_path="", **{f"{kind}_path": joined(bases[kind], "") + old[kind] for kind in old})
     return metadata.assign(**{f"{kind}_path": patch_folders(names[kind], bases[kind], kind) if kind in bases else "" for kind in SCENE})
 
-# %% ../nbs/14_bigearthnet.ipynb #da0a0ee3
+# %% ../nbs/14_bigearthnet.ipynb #e04a0bc1
 def catalog(
     root,  # folder or URL of the data set
     options: Options | None = None,
@@ -218,7 +217,7 @@ def catalog(
     rows = drawn.drop(columns="patch_id").assign(place=scenes, time=times, labels=labels, **{name: grids[name] for name in grids})
     return gpd.GeoDataFrame(rows, geometry=footprints(outlines(grids["transform"], whole, whole), grids["crs"]), crs="EPSG:4326")
 
-# %% ../nbs/14_bigearthnet.ipynb #f1166cd9
+# %% ../nbs/14_bigearthnet.ipynb #2535ebf6
 def band_files(
     row: dict,
     bands: list[str],

@@ -17,7 +17,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from .core import Legend
-from .panels import FAINT, INK, NODATA, SERIES, axes_of, draw_classes, draw_composite, draw_image, label_axes
+from .panels import (
+    FAINT, INK, NODATA, SERIES, axes_of, draw_classes, draw_composite, draw_image, key_columns, label_axes, short_name)
 from .panels import legend_cmap  # noqa: F401  found here with the other figures
 
 # %% ../nbs/07_plots.ipynb #86c1685a
@@ -55,7 +56,7 @@ def draw_row(
     draw_classes(row["label"], legend, axes[1], origin=origin)
     draw_classes(row["prediction"], legend, axes[2], origin=origin)
     draw_image(cmap(errors.astype(int), bytes=True), axes[3], row.get("note", ""), origin)
-    axes[0].set_ylabel(f"{row['id']}\nrow (px)", fontsize=8, color=INK)
+    axes[0].set_ylabel(f"{short_name(row['id'])}\nrow (px)", fontsize=8, color=INK)
 
 # %% ../nbs/07_plots.ipynb #04ced7b2
 def colour_key(
@@ -65,8 +66,10 @@ def colour_key(
 ) -> None:
     "One legend below all panels: the classes, what is shown besides them, and no data"
     parts = {**dict(zip(legend.names, legend.colours)), **(more or {}), "no data": NODATA}
-    patches = [Patch(facecolor=colour, edgecolor="#888888", linewidth=0.4, label=name) for name, colour in parts.items()]
-    fig.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False,
+    patches = [Patch(facecolor=colour, edgecolor="#888888", linewidth=0.4, label=short_name(name)) for name, colour in parts.items()]
+    columns = key_columns(list(parts), fig.get_figwidth())
+    fig.set_figheight(fig.get_figheight() + 0.17 * (-(-len(parts) // columns) - 1))
+    fig.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8, frameon=False,
                handlelength=1.1, columnspacing=1.4, labelcolor=INK)
 
 
@@ -124,7 +127,7 @@ def plot_maps(
     size = (2.4 * wide, 2.6 * high + 0.3 + 0.3 * bool(title))
     fig, axes = plt.subplots(high, wide, figsize=size, layout="constrained", squeeze=False)
     for row, ax in zip(rows, axes.flat):
-        scale_ticks(draw_classes(row["classes"], legend, ax, row["id"]), row.get("step", 1))
+        scale_ticks(draw_classes(row["classes"], legend, ax, short_name(row["id"])), row.get("step", 1))
     for ax in axes.flat[len(rows):]:
         ax.remove()
     if title: fig.suptitle(title, fontsize=9, color=INK)
@@ -216,13 +219,14 @@ def plot_confusion(
     matrix, n = np.asarray(matrix), len(names)
     total = matrix.sum(1, keepdims=True)
     share = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
-    ax = label_axes(axes_of(ax, (1.7 + 0.8 * n, 1.2 + 0.7 * n)), "prediction", "label")
+    few, short = n <= 8, [short_name(name) for name in names]
+    ax = label_axes(axes_of(ax, (1.7 + (0.8 if few else 0.45) * n, 1.2 + (0.7 if few else 0.4) * n)), "prediction", "label")
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(share):
         text = "no pixels" if np.isnan(value) else f"{value:.1%}\n{short_count(matrix[i, j])}"
-        ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if value > 0.55 else INK)
-    ax.set_xticks(range(n), names)
-    ax.set_yticks(range(n), names)
+        if few or value > 0: ax.text(j, i, text, ha="center", va="center", fontsize=7 if few else 5, color="white" if value > 0.55 else INK)
+    ax.set_xticks(range(n), short, rotation=90 * (max(map(len, short), default=0) * n > 50))
+    ax.set_yticks(range(n), short)
     ax.spines[:].set_visible(False)
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.85, format=PercentFormatter(1))
     bar.set_label("share of the row's pixels", fontsize=8, color=INK)
@@ -246,7 +250,7 @@ def plot_iou(
         text = "absent" if np.isnan(iou) else f"{iou:.3f}"
         ax.text(1.02, i, f"{text}   {short_count(support)} px", va="center", fontsize=7, color=INK,
                 transform=ax.get_yaxis_transform())
-    ax.set_yticks(y, table["name"])
+    ax.set_yticks(y, table["name"].map(short_name))
     ax.set_xlim(0, 1)
     ax.invert_yaxis()
     return label_axes(ax, "IoU (0 to 1)", "class")
@@ -261,21 +265,21 @@ def plot_balance(
     "Share of each class in each part, in the legend's colours"
     column = by if by in table else "part"
     parts = list(dict.fromkeys(table[column]))
-    ax = axes_of(ax, (5.0, 1.05 + 0.38 * len(parts)))
+    columns = key_columns(list(table["class"].unique()), 4.0)
+    ax = axes_of(ax, (5.0, 0.9 + 0.38 * len(parts) + 0.15 * -(-table["class"].nunique() // columns)))
     total = table.groupby(column)["count"].sum()
     left = np.zeros(len(parts))
     for name, rows in table.groupby("class", sort=False):
         count = rows.set_index(column)["count"].reindex(parts).fillna(0)
         share = (count / total[parts].clip(lower=1)).to_numpy()
-        ax.barh(parts, share, left=left, color=rows["colour"].iloc[0], label=name, height=0.62)
+        ax.barh(range(len(parts)), share, left=left, color=rows["colour"].iloc[0], label=short_name(name), height=0.62)
         left += share
     for i, part in enumerate(parts):
         ax.text(1.02, i, f"{short_count(total[part])} {unit}", va="center", fontsize=7, color=INK, transform=ax.get_yaxis_transform())
-    ax.set_xlim(0, 1)
-    ax.invert_yaxis()
+    ax.set_yticks(range(len(parts)), map(short_name, parts))
+    ax.set(xlim=(0, 1), ylim=(len(parts) - 0.5, -0.5))
     ax.xaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend(fontsize=7, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK,
-              borderpad=0, handlelength=1.1)
+    ax.legend(fontsize=7, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK, borderpad=0, handlelength=1.1)
     return label_axes(ax, "share of labelled pixels (%)" if unit == "px" else f"share of the classes of all {unit} (%)", by)
 
 # %% ../nbs/07_plots.ipynb #037c7ba7
@@ -292,7 +296,7 @@ def plot_footprints(
     for (name, rows), colour in zip(groups, SERIES):
         dots = rows.geometry.representative_point()
         rows.geometry.boundary.plot(ax=ax, color=colour, linewidth=0.8, aspect=None)
-        ax.scatter(dots.x, dots.y, s=16, color=colour, alpha=0.85, linewidth=0, label=f"{name}", zorder=3)
+        ax.scatter(dots.x, dots.y, s=16, color=colour, alpha=0.85, linewidth=0, label=short_name(name), zorder=3)
     ax.grid(color=FAINT, linewidth=0.5)
     ax.set_axisbelow(True)
     ax.margins(0.08)

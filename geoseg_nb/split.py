@@ -21,6 +21,7 @@ from .blocks import by_block, by_region, kept_apart
 from .catalog import duplicate_ids, refuse
 from .comparisons import PART_COLOURS
 from .core import Refused, pick
+from .panels import short_name
 from .plots import axes_of, draw_image, label_axes
 from .rules import SplitSpec, by_chance, by_column, by_fold, by_position, by_stratum, chosen, leave_one_out
 from .rules import SPELLINGS, column_of, fold_table, seeded_order  # noqa: F401
@@ -139,7 +140,7 @@ def draw_areas(
 ) -> Axes:
     "The areas of one scene as rectangles with their names"
     rows = split[split["scene"] == scene]
-    if ax is None: ax = draw_image(np.ones((*rows[["height", "width"]].iloc[0], 3)), title=scene)
+    if ax is None: ax = draw_image(np.ones((*rows[["height", "width"]].iloc[0], 3)), title=short_name(scene))
     for area in (area_of(row) for _, row in rows.iterrows()):
         colour, size = PART_COLOURS[area.part], np.array([area.col1 - area.col0, area.row1 - area.row0])
         corner = np.array([area.col0 - 0.5, area.row0 - 0.5])
