@@ -1657,6 +1657,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'geoseg_nb.tiff.directory': ('tiff.html#directory', 'geoseg_nb/tiff.py'),
                                 'geoseg_nb.tiff.fetched': ('tiff.html#fetched', 'geoseg_nb/tiff.py'),
                                 'geoseg_nb.tiff.kind_of': ('tiff.html#kind_of', 'geoseg_nb/tiff.py'),
+                                'geoseg_nb.tiff.object_bytes': ('tiff.html#object_bytes', 'geoseg_nb/tiff.py'),
                                 'geoseg_nb.tiff.plain_file': ('tiff.html#plain_file', 'geoseg_nb/tiff.py'),
                                 'geoseg_nb.tiff.plain_files': ('tiff.html#plain_files', 'geoseg_nb/tiff.py'),
                                 'geoseg_nb.tiff.small_bytes': ('tiff.html#small_bytes', 'geoseg_nb/tiff.py'),

@@ -24,12 +24,12 @@ from .estimates import (
 from .layout import StoreSpec, shard_bytes, shard_count, shard_rows
 from .plan import Batch, TileSpec, choose_bands, plan_tiles, require_whole_pixels
 from .profile import size_text
-from .products import Source, received, source_of
+from .products import Source, SourceSpec, received, source_of
 from .room import stored_bytes
 from .spec import spec_from
 from .split import SplitSpec, divide, part_table, read_split
 from .stages import output
-from .storage import resolve, sample_folder, sha256
+from .storage import absolute, sample_folder, sha256
 from .tilestore import shard_done
 from .tiling import cut_shard, store_spec, strip_reader
 from .windows import origins
@@ -75,12 +75,12 @@ def measured_once(
     for path in files_of(row.to_frame().T) if spec.checksums else (): sha256(path)
 
 
-def catalog_facts(scenes: pd.DataFrame, where: Path) -> dict[str, str]:
+def catalog_facts(scenes: pd.DataFrame, where) -> dict[str, str]:
     "What a scan found, in words"
     files, left = files_of(scenes), len(scenes.attrs.get("skipped", []))
     places, pixels = scenes["place"].nunique(), (scenes["height"] * scenes["width"]).sum()
     return {"scenes": f"{count_text(len(scenes), 'scene')} in {count_text(places, 'place')}, {pixels:,} pixels",
-            "files": f"{count_text(len(files), 'file')}, {size_text(sum(map(os.path.getsize, files)))} in {where}",
+            **({"files": f"{count_text(len(files), 'file')}, {size_text(sum(map(os.path.getsize, files)))} in {where}"} if files else {}),
             **({"left out": count_text(left, "problem")} if left else {})}
 
 # %% ../nbs/60h_dataplans.ipynb #976f5616
@@ -88,15 +88,16 @@ def plan_catalog(
     values: dict,  # of the catalog job
     state: dict,
 ) -> Plan:
-    "Every file opened, a few scenes measured"
-    spec = spec_from(CatalogSpec, values)
-    made, where = source_of(spec), resolve(spec.root) if spec.root else sample_folder()
-    there, size = files_under(where)
+    "Every file opened, a few scenes measured; where the table of a data set is enough, no file"
+    spec = spec_from(SourceSpec, values)
+    made, where = source_of(spec), absolute(spec.root) if spec.root else sample_folder()
+    there, size = files_under(where) if spec.measure else (0, 0)
     if there > MOST:
         return Plan({"files": f"{there:,} files or more, {size_text(size)} below {where}: too many to open for a plan"})
     found = []
     scanned = timed_probe(lambda _: found.append(products.catalog(spec)), [0])
     scenes, pixels = found[0], lambda row: row["height"] * row["width"]
+    if not spec.measure: return Plan(catalog_facts(scenes, where), scanned.seconds, gives={"catalog": scenes, "source": made, "measured": False})
     rows = [scenes.iloc[i] for i in spread_over(range(len(scenes)))]
     tried = timed_probe(lambda row: measured_once(spec, made, row), rows, pixels)
     reading = tried.seconds * pixels(scenes).sum() / at_once(2, len(scenes))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TYPES', 'FORMATS', 'DEFLATED', 'EXPANDS', 'FIRST', 'NOT_PLAIN', 'AGREED', 'SMALL', 'tag_values', 'directory', 'Kind',
            'kind_of', 'block_values', 'unpacked', 'PlainFile', 'corner_transform', 'decode_tiff', 'Facts', 'by_gdal',
-           'alike', 'PlainReader', 'plain_files', 'SmallRaster', 'fetched', 'small_bytes', 'plain_file']
+           'alike', 'PlainReader', 'plain_files', 'SmallRaster', 'object_bytes', 'fetched', 'small_bytes', 'plain_file']
 
 # %% ../nbs/10e_tiff.ipynb #351a1e1c
 import os
@@ -22,7 +22,8 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
 from .catalog import crs_name
-from .storage import is_remote, readable
+from .core import GeosegError
+from .storage import is_remote, storage
 
 # %% ../nbs/10e_tiff.ipynb #cfb24174
 TYPES = {1: "B", 2: "c", 3: "H", 4: "I", 12: "d"}  # TIFF 6.0, section 2: byte, ASCII, short, long, double
@@ -238,20 +239,31 @@ class SmallRaster(NamedTuple):
         return self.values[[i - 1 for i in indexes], top:bottom, left:right]
 
 # %% ../nbs/10e_tiff.ipynb #8cae45f7
+def object_bytes(
+    url: str,  # s3://bucket/key
+) -> bytes:
+    "All of an object, in one request where it is small; FileNotFoundError where there is none"
+    folder, _, name = str(url).rpartition("/")
+    try: return storage(folder).read(name)
+    except GeosegError as error:
+        if str(error).startswith("no object"): raise FileNotFoundError(url) from None
+        raise
+
+
 @contextmanager
 def fetched(
     path,  # an object
 ):         # yields a rasterio dataset
     "An object of a bucket, fetched whole and opened; FileNotFoundError where there is none"
-    with MemoryFile(readable(path).read()) as file, file.open() as source: yield source
+    with MemoryFile(object_bytes(path)) as file, file.open() as source: yield source
 
 
 def small_bytes(
     path,  # a file or an object
 ) -> bytes:  # empty where the file is large or not there
     "All of a small file"
-    if is_remote(path): return readable(path).read()
     try:
+        if is_remote(path): return object_bytes(path)
         with open(path, "rb", buffering=0) as file: return file.read() if os.fstat(file.fileno()).st_size <= SMALL else b""
     except OSError: return b""
 

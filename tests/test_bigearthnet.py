@@ -1,8 +1,10 @@
 "BigEarthNet against its official table, its real patches and the published numbers"
+import json
 import os
 import re
 from pathlib import Path
 
+import mgrs
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,12 @@ from hypothesis import strategies as st
 
 from geoseg_nb.bigearthnet import BANDS, CLASSES, CORINE, LEGENDS, Options, band_files, catalog, patch_folders, patch_grids, read, tile_corner
 from geoseg_nb.core import GeosegError, GridMismatch, Refused, make_legend
+from geoseg_nb.plan import TileSpec
+from geoseg_nb.products import SourceSpec, measured_catalog, source_of
+from geoseg_nb.storage import storage
 from geoseg_nb.synthetic import SyntheticSpec, synthetic_table, write_synthetic
+from geoseg_nb.tiling import tile
+from house import geoseg
 
 DATA = Path(os.environ.get("GEOSEG_DATA", "")) / "bigearthnet_examples"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="needs $GEOSEG_DATA with bigearthnet_examples")
@@ -98,7 +105,6 @@ def test_the_real_patches_lie_where_their_names_say():
 @given(zone=st.integers(1, 60), latitude=st.floats(-79, 83), east=st.floats(0.01, 5.99))
 @settings(max_examples=300, deadline=None)
 def test_squares_are_those_of_the_reference_system(zone, latitude, east):
-    mgrs = pytest.importorskip("mgrs", reason="pip install mgrs")
     name = mgrs.MGRS().toMGRS(latitude, -186 + 6 * zone + east, MGRSPrecision=0)
     if not re.fullmatch(r"\d+[C-X][A-Z]{2}", name): return
     code, x, y = tile_corner(name)
@@ -152,3 +158,38 @@ def test_the_generator_writes_the_documented_structure_and_the_same_bytes_again(
     rows = catalog(tmp_path / "a", Options(bands=spec.bands))
     codes = np.concatenate([read(row, Options(bands=["VV"])).label.values.ravel() for _, row in rows.iterrows()])
     assert {999, 332, 231} <= set(codes.tolist()) <= {*CORINE, 999}
+
+
+def test_a_bucket_is_read_as_a_folder_is(bucket, tmp_path):
+    "The same patches in both, through catalog and tiling"
+    spec = SyntheticSpec(patches=12)
+    roots = [str(tmp_path / "v2"), f"s3://{bucket}/v2"]
+    for root in roots: write_synthetic(root, spec)
+    stores = []
+    for name, root in zip("ab", roots):
+        scenes, problems = measured_catalog(SourceSpec(product="bigearthnet", root=root, legend={}, measure=False, checksums=False))
+        assert len(scenes) == 12 and set(problems["kind"]) == {"mixed CRS"}
+        source = source_of(SourceSpec(product="bigearthnet", root=root, legend={}))
+        stores.append(tile(TileSpec(size=120, overlap=0, order="shuffled", shard_tiles=5), scenes, source, tmp_path / f"{name}.zarr"))
+    for array in ("s1", "s2", "label"): assert np.array_equal(stores[0].dataset[array].values, stores[1].dataset[array].values)
+    assert stores[0].index["id"].tolist() == stores[1].index["id"].tolist() and stores[0].legend.names == list(CLASSES)
+
+
+def test_an_object_that_is_missing_or_cut_names_its_patch(bucket, tmp_path):
+    write_synthetic(f"s3://{bucket}/v2", SyntheticSpec(patches=2))
+    rows, place = catalog(f"s3://{bucket}/v2"), storage(f"s3://{bucket}/v2")
+    gone, cut = (row for _, row in rows.iterrows())
+    place.remove(band_files(dict(gone), ["B04"])["B04"][0].removeprefix(f"s3://{bucket}/v2/"))
+    key = band_files(dict(cut), ["VV"])["VV"][0].removeprefix(f"s3://{bucket}/v2/")
+    place.write(key, place.read(key)[:500])
+    with pytest.raises(GeosegError, match=f"{gone['id']}: s3://.*B04.tif: no such object"): read(gone)
+    with pytest.raises(GeosegError, match=f"{cut['id']}: s3://.*VV.tif: cut off, damaged or no image"): read(cut)
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_on_made_patches(tmp_path):
+    write_synthetic(tmp_path / "v2", SyntheticSpec(patches=200))
+    done = geoseg("run", "bigearthnet", "--variant", "small", "--out", tmp_path / "run", "-p", f"catalog.root={tmp_path / 'v2'}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "run" / "43_evaluate" / "result.json").read_text())["metrics"]
+    assert set(found["per_class"]) == set(CLASSES) and found["mean_iou"] > found["baseline"]["mean_iou"]
