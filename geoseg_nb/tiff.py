@@ -257,7 +257,7 @@ def fetched(
     "An object of a bucket, fetched whole and opened; FileNotFoundError where there is none"
     with MemoryFile(object_bytes(path)) as file, file.open() as source: yield source
 
-
+# %% ../nbs/10e_tiff.ipynb #99be2a23
 def small_bytes(
     path,  # a file or an object
 ) -> bytes:  # empty where the file is large or not there
