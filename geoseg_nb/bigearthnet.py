@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED', 'CLASSES', 'LEGENDS', 'BANDS', 'RATIOS',
            'BUCKETS', 'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options',
-           'sensors', 'legend', 'placed_below', 'official_table', 'read_metadata', 'with_paths', 'catalog',
+           'sensors', 'legend', 'placed_below', 'official_table', 'tables', 'read_metadata', 'with_paths', 'catalog',
            'band_files', 'reference_file', 'read']
 
 # %% ../nbs/14_bigearthnet.ipynb #c6e6777a
@@ -19,7 +19,7 @@ import xarray as xr
 from pydantic import Field
 
 from .catalog import footprints, fraction, outlines
-from .core import Band, Legend, Refused, Sensor, make_legend, pick
+from .core import Band, GeosegError, Legend, Refused, Sensor, make_legend, pick
 from .pairs import read_coarse
 from .raster import read_pixels, row_grid, row_values, to_dataset
 from .spec import Spec
@@ -58,9 +58,11 @@ EDGE, PIXELS = 1200, 120  # of a patch, in metres and in pixels of 10 m
 def tile_corner(
     tile: str,  # zone, band, column, row, such as 33UUP
 ) -> tuple[int, int, int]:  # EPSG code, easting and northing of the upper left corner in metres
-    "Where a Sentinel-2 tile begins"
+    "Where a Sentinel-2 tile begins; a name that is no square of the grid is refused"
     zone, band, column, row = int(tile[:-3]), *tile[-3:]
     start, turn = (zone - 1) % 3 * 8, 0 if zone % 2 else 5
+    if not 1 <= zone <= 60 or band not in SOUTH or column not in LETTERS[start : start + 8] or row not in LETTERS[:20]:
+        raise Refused(f"{tile} is no square of the Military Grid Reference System", item=tile)
     east = LETTERS.index(column) - start + 1
     north = (LETTERS.index(row) - turn) % 20 * 100
     north += -(-max(0, SOUTH[band] - north) // 2000) * 2000
@@ -118,10 +120,10 @@ RATIOS = {"s1": 1, "s2": 1, "s2_20m": 2, "s2_60m": 6}  # pixels of 10 m that one
 class Options(Spec):
     "Where the files lie, and what is taken of them"
 
-    metadata: str = "metadata.parquet"  # the official table: a path below the root, an absolute one, or a URL
+    metadata: str = Field("metadata.parquet", min_length=1)  # the official table: a path below the root, an absolute one, or a URL
     unclear: str = ""  # the official table of patches with snow, cloud or shadow; empty: they are left out
-    s1: str = "BigEarthNet-S1"  # folders of scenes, as above
-    s2: str = "BigEarthNet-S2"
+    s1: str = Field("BigEarthNet-S1", min_length=1)  # folders of scenes, as above
+    s2: str = Field("BigEarthNet-S2", min_length=1)
     reference: str = "Reference_Maps"  # empty: no labels
     version: Literal["v2", "v1"] = "v2"  # v1: patches by their older names, without folders of scenes and without labels
     bands: list[str] = Field(default_factory=lambda: [*BANDS["s1"], *BANDS["s2"]])
@@ -169,6 +171,14 @@ def official_table(path: str) -> pd.DataFrame:
     try: return pd.read_parquet(readable(path))
     except FileNotFoundError:
         raise Refused(f"no table at {path}; give root=, the folder or s3:// of the data set, or options metadata=", item=path) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, GeosegError): raise
+        raise Refused(f"{path} is no table ({error}); fetch it again", item=path) from None
+
+
+def tables(root, options: Options) -> list[str]:
+    "Where the official tables lie"
+    return [placed_below(root, path) for path in (options.metadata, options.unclear) if path]
 
 
 def read_metadata(
@@ -176,12 +186,12 @@ def read_metadata(
     options: Options,
 ) -> pd.DataFrame:  # as the official table has it
     "The official table, with the patches under snow or cloud where they are asked for; one that lacks a column is refused"
-    paths = [placed_below(root, path) for path in (options.metadata, options.unclear) if path]
-    tables = [official_table(path) for path in paths]
-    for path, table in zip(paths, tables):
-        lacks = [name for name in COLUMNS if name not in table]
+    paths, needed = tables(root, options), (*COLUMNS, *(["s2v1_name"] if options.version == "v1" else []))
+    found = [official_table(path) for path in paths]
+    for path, table in zip(paths, found):
+        lacks = [name for name in needed if name not in table]
         if lacks: raise Refused(f"{path} lacks {', '.join(lacks)}; it has {', '.join(table)}", item=path)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(found, ignore_index=True)
 
 # %% ../nbs/14_bigearthnet.ipynb #f58f86b9
 def with_paths(
@@ -213,7 +223,7 @@ def catalog(
     whole = np.tile([0, PIXELS], (len(drawn), 1))
     times = pd.to_datetime(drawn["patch_id"].str.extract(r"_(\d{8}T\d{6})_", expand=False), format="%Y%m%dT%H%M%S", utc=True)
     scenes = drawn["patch_id"].str.extract(SCENE["s2"], expand=False)
-    labels = drawn["labels"].map("; ".join) if "labels" in drawn else ""
+    labels = drawn["labels"].map(lambda names: "; ".join(() if names is None else names)) if "labels" in drawn else ""
     rows = drawn.drop(columns="patch_id").assign(place=scenes, time=times, labels=labels, **{name: grids[name] for name in grids})
     return gpd.GeoDataFrame(rows, geometry=footprints(outlines(grids["transform"], whole, whole), grids["crs"]), crs="EPSG:4326")
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .diagrams import draw_key, lines_of
-from .panels import FAINT, INK, SERIES, axes_of, label_axes, short_name
+from .panels import FAINT, INK, SERIES, axes_of, label_axes, short_names
 from .profile import time_unit
 
 # %% ../nbs/07d_comparisons.ipynb #facabdd4
@@ -56,7 +56,7 @@ def plot_scene_scores(
     draw_gap(ax, y, *(rows[c].to_numpy(float) for c in ("score", "baseline")))
     for at, value in enumerate(rows["score"]):
         ax.text(1.02, at, "none" if np.isnan(value) else f"{value:.3f}", va="center", fontsize=7, color=INK, transform=ax.get_yaxis_transform())
-    ax.set_yticks(y, rows["scene"].map(short_name))
+    ax.set_yticks(y, short_names(rows["scene"]))
     ax.set(xlim=(-0.01, 1.01), ylim=(len(rows) - 0.5, -0.5))
     ax.grid(axis="x", color=FAINT, linewidth=0.5)
     ax.set_axisbelow(True)

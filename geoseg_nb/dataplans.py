@@ -97,7 +97,7 @@ def plan_catalog(
     found = []
     scanned = timed_probe(lambda _: found.append(products.catalog(spec)), [0])
     scenes, pixels = found[0], lambda row: row["height"] * row["width"]
-    if not spec.measure: return Plan(catalog_facts(scenes, where), scanned.seconds, gives={"catalog": scenes, "source": made, "measured": False})
+    if not spec.measure: return Plan(catalog_facts(scenes, where), scanned.seconds, gives={"catalog": scenes, "source": made})
     rows = [scenes.iloc[i] for i in spread_over(range(len(scenes)))]
     tried = timed_probe(lambda row: measured_once(spec, made, row), rows, pixels)
     reading = tried.seconds * pixels(scenes).sum() / at_once(2, len(scenes))

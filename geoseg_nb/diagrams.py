@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .core import GeosegError
-from .panels import FAINT, INK, SERIES, axes_of, label_axes
+from .panels import FAINT, INK, SERIES, axes_of, label_axes, draw_nothing
 from .plots import short_count
 
 # %% ../nbs/07b_diagrams.ipynb #9e7ec4bd
@@ -188,7 +188,7 @@ def plot_border_errors(
         if rows["pixels"].sum():
             ax.scatter(rows["distance"], rows["error"], 30 * rows["pixels"] / rows["pixels"].max(), color=colour)
             ax.axhline(np.average(rows["error"], weights=rows["pixels"]), color=colour, linewidth=0.8, linestyle=":", label=f"{name}, mean")
-    if table.empty: ax.text(0.5, 0.5, "no border: each scene is one window", transform=ax.transAxes, ha="center", fontsize=8, color=INK)
+    if table.empty: draw_nothing(ax, "no border: each scene is one window")
     ax.set_ylim(0, None)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(axis="y", color=FAINT, linewidth=0.5)

@@ -104,17 +104,19 @@ def code_print() -> str:
 def named_texts(
     values: dict,  # of a step
 ) -> list[str]:    # not empty
-    "The texts among parameters, alone or in a list"
+    "The texts among parameters, alone or in a list; of options only whole paths"
     texts = [text for value in values.values() for text in (value if isinstance(value, list) else [value])]
-    return [text for text in texts if isinstance(text, str) and text]
+    deeper = [text for inner in values.values() if isinstance(inner, dict) for text in named_texts(inner) if os.path.isabs(text)]
+    return [text for text in texts if isinstance(text, str) and text] + deeper
 
 
 def named_files(
     values: dict,  # of a step
     run: Path,     # run folder; what lies in it is no source
 ) -> dict[str, str]:  # path as given -> its fingerprint
-    "The files and folders that parameters name, alone or in a list"
-    found = {text: resolve(text) for text in named_texts(values) if not is_remote(text)}
+    "The files and folders that parameters name; a root whose files nobody opens before they are tiled is known by its tables"
+    unopened = [values.get("root")] if values.get("measure") is False else []
+    found = {text: resolve(text) for text in named_texts(values) if not is_remote(text) and text not in unopened}
     found = {text: path for text, path in found.items() if os.path.exists(path)}
     return {text: fingerprint(path, run) for text, path in found.items() if not path.is_relative_to(run)}
 

@@ -285,11 +285,12 @@ def lost(
     here: dict[str, list],  # of `files_here`
     there: dict[str, list],  # of `objects_there`
 ) -> dict[str, list[str]]:  # folder of a job that says it is complete -> files that are nowhere
-    "What was about to be sent, did not arrive, and is not here any more"
+    "What was about to be sent with the record of its finished job, did not arrive, and is not here any more"
+    told = {name.removesuffix("result.json") for name in copy.due if name.endswith("/result.json")}
     arrived = {key for key, (stamp, _) in there.items() if stamp != copy.seen.get(key, [""])[0]}
     found: dict[str, list[str]] = {}
     for name in copy.due:
-        if name not in here and name not in arrived and is_complete(copy.run / job_of(name) / "result.json"):
+        if job_of(name) in told and name not in here and name not in arrived and is_complete(copy.run / job_of(name) / "result.json"):
             found.setdefault(job_of(name), []).append(name)
     return {job: names for job, names in found.items() if job}
 

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from .core import Legend
 from .panels import (
-    FAINT, INK, NODATA, SERIES, axes_of, draw_classes, draw_composite, draw_image, key_columns, label_axes, short_name)
+    FAINT, INK, NODATA, SERIES, axes_of, draw_classes, draw_composite, draw_image, draw_nothing, key_columns, label_axes, short_name, short_names)
 from .panels import legend_cmap  # noqa: F401  found here with the other figures
 
 # %% ../nbs/07_plots.ipynb #86c1685a
@@ -219,12 +219,12 @@ def plot_confusion(
     matrix, n = np.asarray(matrix), len(names)
     total = matrix.sum(1, keepdims=True)
     share = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
-    few, short = n <= 8, [short_name(name) for name in names]
+    few, short = n <= 8, short_names(names)
     ax = label_axes(axes_of(ax, (1.7 + (0.8 if few else 0.45) * n, 1.2 + (0.7 if few else 0.4) * n)), "prediction", "label")
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(share):
         text = "no pixels" if np.isnan(value) else f"{value:.1%}\n{short_count(matrix[i, j])}"
-        if few or value > 0: ax.text(j, i, text, ha="center", va="center", fontsize=7 if few else 5, color="white" if value > 0.55 else INK)
+        if few or not value == 0: ax.text(j, i, text, ha="center", va="center", fontsize=7 if few else 5, color="white" if value > 0.55 else INK)
     ax.set_xticks(range(n), short, rotation=90 * (max(map(len, short), default=0) * n > 50))
     ax.set_yticks(range(n), short)
     ax.spines[:].set_visible(False)
@@ -250,7 +250,7 @@ def plot_iou(
         text = "absent" if np.isnan(iou) else f"{iou:.3f}"
         ax.text(1.02, i, f"{text}   {short_count(support)} px", va="center", fontsize=7, color=INK,
                 transform=ax.get_yaxis_transform())
-    ax.set_yticks(y, table["name"].map(short_name))
+    ax.set_yticks(y, short_names(table["name"]))
     ax.set_xlim(0, 1)
     ax.invert_yaxis()
     return label_axes(ax, "IoU (0 to 1)", "class")
@@ -265,10 +265,10 @@ def plot_balance(
     "Share of each class in each part, in the legend's colours"
     column = by if by in table else "part"
     parts = list(dict.fromkeys(table[column]))
+    if table.empty: return draw_nothing(axes_of(ax, (5.0, 1.2)), "no class was counted")
     columns = key_columns(list(table["class"].unique()), 4.0)
     ax = axes_of(ax, (5.0, 0.9 + 0.38 * len(parts) + 0.15 * -(-table["class"].nunique() // columns)))
-    total = table.groupby(column)["count"].sum()
-    left = np.zeros(len(parts))
+    total, left = table.groupby(column)["count"].sum(), np.zeros(len(parts))
     for name, rows in table.groupby("class", sort=False):
         count = rows.set_index(column)["count"].reindex(parts).fillna(0)
         share = (count / total[parts].clip(lower=1)).to_numpy()
@@ -276,7 +276,7 @@ def plot_balance(
         left += share
     for i, part in enumerate(parts):
         ax.text(1.02, i, f"{short_count(total[part])} {unit}", va="center", fontsize=7, color=INK, transform=ax.get_yaxis_transform())
-    ax.set_yticks(range(len(parts)), map(short_name, parts))
+    ax.set_yticks(range(len(parts)), short_names(parts))
     ax.set(xlim=(0, 1), ylim=(len(parts) - 0.5, -0.5))
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(fontsize=7, frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), labelcolor=INK, borderpad=0, handlelength=1.1)
@@ -292,11 +292,11 @@ def plot_footprints(
     ax = axes_of(ax, (5.6, 2.9))
     values = list(dict.fromkeys(catalog[column]))
     few = len(values) <= len(SERIES)
-    groups = [(v, catalog[catalog[column] == v]) for v in values] if few else [(f"{len(catalog)} scenes", catalog)]
+    groups = [(name, catalog[catalog[column] == v]) for name, v in zip(short_names(values), values)] if few else [(f"{len(catalog)} scenes", catalog)]
     for (name, rows), colour in zip(groups, SERIES):
         dots = rows.geometry.representative_point()
         rows.geometry.boundary.plot(ax=ax, color=colour, linewidth=0.8, aspect=None)
-        ax.scatter(dots.x, dots.y, s=16, color=colour, alpha=0.85, linewidth=0, label=short_name(name), zorder=3)
+        ax.scatter(dots.x, dots.y, s=16, color=colour, alpha=0.85, linewidth=0, label=name, zorder=3)
     ax.grid(color=FAINT, linewidth=0.5)
     ax.set_axisbelow(True)
     ax.margins(0.08)

@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import model_validator
 
 from .catalog import CatalogSpec, check, measure, refuse
-from .checksums import require_unchanged, with_checksums
+from .checksums import PREFIX, require_unchanged, with_checksums
 from .core import Legend, Refused, Sensor, make_legend, pick
 from .raster import row_values
 from .spec import Spec, make, plain
@@ -163,6 +163,8 @@ def hand_over(
     "What a catalog job tells the jobs after it"
     made = source_of(spec)
     folder = absolute(spec.root) if spec.root else sample_folder()
+    tables = getattr(product(spec.product), "tables", None)
+    if tables and not spec.measure: folder = tables(spec.root, product_options(spec.product, spec.options))[0]
     return {**made.made, "legend": made.legend.as_dict(), "source": str(folder),
             "sensors": [sensor.as_dict() for sensor in made.sensors]}
 
@@ -212,6 +214,8 @@ def measured_catalog(
     skipped += [("skipped", id, why) for id, why in unread.items()]
     scenes = with_checksums(scenes, execution) if spec.checksums else scenes
     bare = barren(scenes, made.legend) if spec.measure else []
+    if spec.checksums and not any(name.startswith(PREFIX) for name in scenes):
+        bare += [("no checksums", scenes["id"].iloc[0], f"{spec.product} names folders, so no sha256 was noted; pass checksums=False")]
     notes = pd.DataFrame(skipped + bare + resampled(scenes), columns=["kind", "id", "detail"])
     problems = pd.concat([notes, check(scenes[list(found)])], ignore_index=True)
     counts = {name: int(scenes[name].sum()) for name in scenes if name.startswith("count_")}
@@ -239,7 +243,7 @@ def counted(
     "What is known of the classes of each scene"
     columns = [f"count_{name}" for name in names]
     if set(columns) <= set(scenes): return scenes[columns]
-    said = scenes["labels"].str.split("; ") if "labels" in scenes else [[]] * len(scenes)
+    said = scenes["labels"].fillna("").str.split("; ") if "labels" in scenes else [[]] * len(scenes)
     return pd.DataFrame([[name in known for name in names] for known in said], columns=columns, index=scenes.index, dtype="int64")
 
 
@@ -248,9 +252,10 @@ def class_counts(
     spec: CatalogSpec,
     shown: int = 8,  # places with a row of their own
 ) -> pd.DataFrame:  # part (a place), class, count (pixels; scenes where none was measured), colour
-    "How often each class is in each place, the largest places first"
+    "How often each class is in each place, the largest places first; empty where no class of the legend is known of any scene"
     legend = legend_of(spec)
-    counts = counted(scenes, legend.names).groupby(scenes["place"]).sum()
+    known = counted(scenes, legend.names)
+    counts = known.groupby(scenes["place"]).sum()[: len(known) if spec.measure or known.any(axis=None) else 0]
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     rest = f"{len(counts) - shown} others"
     part = [place if i < shown else rest for i, place in enumerate(counts.index)]

@@ -10,7 +10,7 @@ __all__ = ['RESAMPLINGS', 'file_error', 'open_raster', 'grid_of', 'row_values', 
 
 # %% ../nbs/12_raster.ipynb #5e596bef
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +22,14 @@ import rasterio.shutil
 import xarray as xr
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
 from .catalog import georeference, header, plain_reason
 from .core import GeosegError, Grid, Legend, Sensor, grid_difference, pick, require_same_grid
 from .storage import atomic_file, is_remote, resolve, write_atomic
-from .tiff import fetched, plain_file
+from .tiff import object_bytes, plain_file, small_bytes
 from .windows import ROWS, Window
 
 # %% ../nbs/12_raster.ipynb #af50228c
@@ -51,13 +52,15 @@ def _why(path, error) -> str:
 
 @contextmanager
 def open_raster(
-    path,  # a file, or any name that GDAL knows
+    path,  # a file, an object, or any name that GDAL knows
     item: str = "",  # the scene or tile that an error names
+    data: bytes = b"",  # all of it, where it was read already
 ):  # yields a rasterio dataset
     "A raster opened for reading; an error at opening or while reading names item, file and reason"
     try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), fetched(path) if is_remote(path) else rasterio.open(path) as source:
-            yield source
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), ExitStack() as stack:
+            if is_remote(path): data = data or object_bytes(path)
+            yield stack.enter_context(stack.enter_context(MemoryFile(data)).open() if data else rasterio.open(path))
     except (RasterioError, FileNotFoundError) as error:
         raise file_error(path, _why(path, error), item) from None
 
@@ -79,16 +82,12 @@ def grid_of(
         return _grid(source, item)
 
 # %% ../nbs/12_raster.ipynb #2c79a1f8
-def row_values(
-    row,  # of a catalog: Series, named tuple or dict
-) -> dict:
+def row_values(row) -> dict:  # row of a catalog: Series, named tuple or dict
     "A row of a table as a dict, however it was taken out"
     return row._asdict() if hasattr(row, "_asdict") else dict(row)
 
 
-def row_grid(
-    row,  # of a catalog, with crs, transform, height and width
-) -> Grid:
+def row_grid(row) -> Grid:  # row of a catalog, with crs, transform, height and width
     "The grid that a catalog wrote down"
     values = row_values(row)
     return Grid(**{key: values[key] for key in ("crs", "transform", "height", "width")})
@@ -148,10 +147,12 @@ def _require_bands(source, indexes, item):
 @contextmanager
 def _opened(path, item):
     "A raster and its grid, whoever reads it"
-    small = plain_file(path)
+    try: data = small_bytes(path)
+    except GeosegError as error: raise file_error(path, str(error), item) from None
+    small = plain_file(path, data)
     if small: yield small, Grid(small.crs, small.transform, small.height, small.width)
     else:
-        with open_raster(path, item) as source: yield source, _grid(source, item)
+        with open_raster(path, item, data if is_remote(path) else b"") as source: yield source, _grid(source, item)
 
 # %% ../nbs/12_raster.ipynb #b6c8c99b
 class Pixels(NamedTuple):
@@ -162,9 +163,7 @@ class Pixels(NamedTuple):
     grid: Grid
 
 
-def by_file(
-    files: dict,  # band name -> (path, index from 1)
-) -> dict:  # path -> {band name: index}
+def by_file(files: dict) -> dict:  # band name -> (path, index from 1), to path -> {band name: index}
     "The bands to take from each file"
     table = {}
     for band, (path, index) in files.items():

@@ -146,7 +146,7 @@ def dominant_class(
     "The class that most pixels of a scene belong to; a catalog without label counts is refused"
     counts = catalog[[name for name in catalog if name.startswith("count_") and name != "count_ignored"]].fillna(0)
     if not len(counts.columns):
-        raise Refused("no label counts in the catalog to stratify by; run the catalog job, or name a column under stratify")
+        raise Refused("no label counts in the catalog to stratify by; run the catalog job with measure=true, or name a column under stratify")
     found = pd.Series(counts.to_numpy().argmax(axis=1), index=catalog.index)
     return found.map(dict(enumerate(counts.columns.str.removeprefix("count_")))).where(counts.sum(axis=1) > 0, "none")
 

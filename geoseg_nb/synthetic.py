@@ -45,7 +45,7 @@ def synthetic_table(
     day, place = within // SIDE**2, within % SIDE**2
     rows = []
     for s, d, (down, right) in zip(scene, day, zip(*divmod(place, SIDE))):
-        tile, date = tiles[s], pd.Timestamp("2017-06-01 10:10:31") + pd.Timedelta(days=int(d) * 5 + int(s))
+        tile, date = tiles[s], pd.Timestamp("2017-06-01 10:10:31") + pd.Timedelta(days=int(d) * len(TILES) + int(s))
         country, orbit = TILES[tile]
         name = f"S2A_MSIL2A_{date:%Y%m%dT%H%M%S}"
         rows.append((f"{name}_N9999_R{orbit:03d}_T{tile}_{right:02d}_{down:02d}", f"S1B_IW_GRDH_1SDV_{date:%Y%m%d}T165809_{tile}_{right}_{down}",
@@ -141,7 +141,8 @@ def write_synthetic(
     spec = spec or SyntheticSpec()
     table = synthetic_table(spec)
     rows = with_paths(table, root, Options()).join(patch_grids(table["s1_name"])).to_dict("records")
-    outcomes = run_items(partial(write_patch, spec=spec), rows, execution or Execution(), key=lambda row: row["patch_id"], desc="patches")
+    every = (execution or Execution()).replace(on_error="raise")
+    outcomes = run_items(partial(write_patch, spec=spec), rows, every, key=lambda row: row["patch_id"], desc="patches")
     labels = [outcome.value["labels"] for outcome in outcomes]
     with written_file(f"{str(root).rstrip('/')}/metadata.parquet") as temporary: table.assign(labels=labels).to_parquet(temporary, index=False)
     return {"patches": len(table), "files": len(table) * (len(spec.bands) + 1), "bytes": sum(outcome.value["bytes"] for outcome in outcomes)}

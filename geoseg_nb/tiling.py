@@ -140,7 +140,7 @@ def strip_reader(
     @lru_cache(maxsize=1)
     def read(scene, area):
         try: return to_strip(reader(scenes[scene], bands=bands, window=area), area, store, scene)
-        except (ValueError, LookupError, OSError, RuntimeError) as error:
+        except (GeosegError, OSError) as error:
             if not skip: raise
             return reason(error)
 

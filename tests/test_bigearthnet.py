@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from geoseg_nb.bigearthnet import BANDS, CLASSES, CORINE, LEGENDS, Options, band_files, catalog, patch_folders, patch_grids, read, tile_corner
 from geoseg_nb.core import GeosegError, GridMismatch, Refused, make_legend
+from geoseg_nb.launch import named_files
 from geoseg_nb.plan import TileSpec
-from geoseg_nb.products import SourceSpec, measured_catalog, source_of
+from geoseg_nb.products import SourceSpec, hand_over, measured_catalog, source_of
+from geoseg_nb.spec import make
 from geoseg_nb.storage import storage
 from geoseg_nb.synthetic import SyntheticSpec, synthetic_table, write_synthetic
 from geoseg_nb.tiling import tile
@@ -126,6 +128,42 @@ def test_the_cast_to_a_byte_joins_pastures_and_unlabelled_and_nothing_else():
     index = legend.encode(codes)
     bytes_ = np.array([int(name.split()[1]) for name in legend.names])
     assert np.array_equal(bytes_[index], codes.astype("uint8")), "what the first system trained on, byte for byte"
+
+
+@pytest.mark.parametrize("tile", ["61UUP", "00UUP", "33IUP", "33UIP", "33UAP", "33UUW"])
+def test_a_square_that_there_is_not_is_refused(tile):
+    with pytest.raises(Refused, match=f"{tile} is no square"): tile_corner(tile)
+
+
+@pytest.mark.parametrize("options", [{"metadata": ""}, {"s1": ""}, {"s2": ""}, {"fraction": 0}, {"legend": "ben20"}, {"version": "v3"}])
+def test_options_that_lead_nowhere_are_refused(options):
+    with pytest.raises(Refused): make(Options, options)
+
+
+def test_tables_that_are_not_whole_are_refused_and_missing_labels_are_none(tmp_path):
+    table = synthetic_table(SyntheticSpec(patches=4))
+    table.drop(columns="s2v1_name").to_parquet(tmp_path / "metadata.parquet")
+    with pytest.raises(Refused, match="lacks s2v1_name"): catalog(tmp_path, Options(version="v1"))
+    assert len(catalog(tmp_path)) == 4
+    table.assign(labels=[None, ["Pastures"], None, []]).to_parquet(tmp_path / "metadata.parquet")
+    assert sorted(catalog(tmp_path)["labels"]) == ["", "", "", "Pastures"]
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(Refused, match="metadata.parquet is no table"): catalog(tmp_path)
+
+
+def test_made_patches_have_names_of_their_own():
+    table = synthetic_table(SyntheticSpec(patches=60_000))
+    assert table["patch_id"].is_unique and table["s1_name"].is_unique and table["s2v1_name"].is_unique
+
+
+def test_the_table_is_watched_and_the_folder_is_not_walked(tmp_path):
+    "Eight million files are not looked at to find that nothing changed"
+    write_synthetic(tmp_path / "v2", SyntheticSpec(patches=2))
+    spec = SourceSpec(product="bigearthnet", root=str(tmp_path / "v2"), legend={}, measure=False)
+    assert hand_over(spec)["source"] == str(tmp_path / "v2/metadata.parquet") and hand_over(spec.replace(measure=True))["source"] == str(tmp_path / "v2")
+    values = {"root": str(tmp_path / "v2"), "options": {"metadata": str(tmp_path / "v2/metadata.parquet"), "s1": "BigEarthNet-S1"}, "measure": False}
+    assert list(named_files(values, tmp_path / "run")) == [str(tmp_path / "v2/metadata.parquet")]
+    assert set(named_files(values | {"measure": True}, tmp_path / "run")) == {str(tmp_path / "v2"), str(tmp_path / "v2/metadata.parquet")}
 
 
 def test_an_unknown_code_names_the_patch():

@@ -320,6 +320,19 @@ def test_a_file_that_arrived_and_one_of_a_job_that_is_not_complete_are_no_loss(b
     assert objects(url).keys() - {places.WHO} == {f"22_tile/{name}" for name in ("a", "b", "launch.json", "result.json")} - lost
 
 
+def test_a_job_that_went_on_and_finished_after_a_killed_sending_is_kept(bucket, machine, capsys):
+    "It dropped its notes of progress when it was done: they were due, and are gone for good reason"
+    url = f"s3://{bucket}/runs/mine"
+    job = killed_while_sending(url, "preempted")
+    copy = places.recalled(claimed(url), storage(url), lambda: None)
+    copy.due = ["22_tile/b", "22_tile/launch.json"]
+    copy.remember()
+    (job / "b").unlink()
+    (job / "result.json").write_text('{"status": "complete"}')
+    with kept(claimed(url)): assert (job / "result.json").is_file() and not capsys.readouterr().err
+    assert json.loads(objects(url)["22_tile/result.json"])["status"] == "complete"
+
+
 def test_what_arrived_after_all_is_due_no_longer(bucket, machine, capsys):
     "Else a cache that is purged much later would cost a whole job"
     url = f"s3://{bucket}/runs/mine"

@@ -197,7 +197,7 @@ def test_each_file_is_opened_once(tmp_path, monkeypatch):
     bands, window = {f"B{i}": (path, i) for i in range(1, 6)}, Window(3, 4, 5, 6)
     small = read_pixels(bands, window=window)
     assert not opened
-    monkeypatch.setattr("geoseg_nb.raster.plain_file", lambda path: None)
+    monkeypatch.setattr("geoseg_nb.raster.plain_file", lambda path, data: None)
     large = read_pixels(bands, window=window)
     assert len(opened) == 1 and all(np.array_equal(a, b) for a, b in zip(small[:2], large[:2])) and small.grid == large.grid
 

@@ -68,6 +68,11 @@ def test_a_number_of_tokens_and_a_pattern_of_names_are_no_secrets(name, value):
         with pytest.raises(Refused, match="credential"): refuse_secret(name, found)
 
 
+@pytest.mark.parametrize("name, value", [("MY_SECRET_PAT", "ghp$canary123456"), ("MY_TOKEN_PAT", "canary(def)ghijk"), ("GH_PAT_1", "ghp_canary0123456789")])
+def test_what_another_word_calls_a_secret_stays_one(name, value):
+    assert masked(f"it is {value}.", {name: value}) == "it is ***."
+
+
 @pytest.mark.parametrize("value", ["first-canary-12, second-canary-34", '["first-canary-12", "second-canary-34"]', "first-canary-12\nsecond-canary-34"])
 def test_of_several_tokens_each_is_a_secret(value):
     said = masked(f"first-canary-12 or second-canary-34 of {value}", {"HF_TOKENS": value})

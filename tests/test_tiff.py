@@ -1,4 +1,6 @@
 "Plain TIFFs from their bytes: equal to GDAL in every value, or left to it"
+import struct
+
 import numpy as np
 import pytest
 import rasterio
@@ -65,10 +67,14 @@ def test_damaged_bytes_raise_nothing(at, byte, cut):
     assert found is None or found.values.ndim == 3
 
 
+def varied(seed=0, shape=(1, 20, 20)):
+    return np.random.default_rng(seed).integers(0, 900, shape).astype("uint16")
+
+
 def test_a_kind_is_trusted_once_gdal_has_agreed_and_never_where_it_did_not(monkeypatch):
-    first, second = (written(np.full((1, 20, 20), v, "uint16"), compress="deflate") for v in (7, 9))
+    first, second = (written(varied(seed), compress="deflate") for seed in (1, 2))
     reader = PlainReader()
-    for _ in range(AGREED + 2): assert (reader(first)[0].values == 7).all()
+    for _ in range(AGREED + 2): assert np.array_equal(reader(first)[0].values, varied(1))
     assert reader.counts == {"plain": AGREED + 2, "compared": AGREED, "not plain": 0, "differs": 0}
     assert reader(second)[1].crs == "EPSG:32633" and reader.counts["compared"] == AGREED
     wrong = PlainReader()
@@ -76,10 +82,44 @@ def test_a_kind_is_trusted_once_gdal_has_agreed_and_never_where_it_did_not(monke
     assert [wrong(first) for _ in range(5)] == [None] * 5 and wrong.counts["compared"] == 1 and wrong.counts["differs"] == 4
 
 
+def test_images_of_one_value_earn_no_trust():
+    reader, blank = PlainReader(), written(np.zeros((1, 20, 20), "uint16"), compress="deflate")
+    for _ in range(3 * AGREED): assert reader(blank) is not None
+    assert reader.counts["compared"] == 3 * AGREED
+
+
 def test_each_zone_is_asked_of_gdal():
-    reader, values = PlainReader(), np.zeros((1, 8, 8), "uint16") + 3
-    zones = [reader(written(values, crs=f"EPSG:326{zone}"))[1].crs for zone in (29, 33, 35) for _ in range(AGREED + 1)]
+    reader = PlainReader()
+    zones = [reader(written(varied(), crs=f"EPSG:326{zone}"))[1].crs for zone in (29, 33, 35) for _ in range(AGREED + 1)]
     assert zones == [f"EPSG:326{zone}" for zone in (29, 33, 35) for _ in range(AGREED + 1)] and reader.counts["compared"] == 3 * AGREED
+
+
+def test_a_large_image_in_few_bytes_is_not_unpacked_for_a_window():
+    assert decode_tiff(written(np.zeros((1, 4096, 4096), "uint8"), compress="deflate", tiled=True)) is None
+    assert decode_tiff(written(np.zeros((1, 1024, 1024), "uint8"), compress="deflate", tiled=True)) is not None
+
+
+def test_values_that_mask_all_bands_keep_their_validity(tmp_path):
+    "GDAL's mask of a data set is told by a tag of its own"
+    for name, tags in (("plain", {}), ("masked", {"NODATA_VALUES": "0 0 0"})):
+        (tmp_path / f"{name}.tif").write_bytes(written(np.where(varied(shape=(3, 20, 20)) > 300, varied(shape=(3, 20, 20)), 0).astype("uint8")))
+        with rasterio.open(tmp_path / f"{name}.tif", "r+") as target: target.update_tags(**tags)
+    assert decode_tiff((tmp_path / "plain.tif").read_bytes()) is not None and decode_tiff((tmp_path / "masked.tif").read_bytes()) is None
+
+
+@pytest.mark.parametrize("tag, was, becomes", [(33550, 10.0, -10.0), (33550, 10.0, float("nan"))])
+def test_a_file_that_stands_on_its_head_is_left_to_gdal(tag, was, becomes):
+    data = written(varied())
+    sizes = struct.pack("<3d", was, was, 0.0)
+    assert data.count(sizes) == 1 and decode_tiff(data) is not None
+    assert decode_tiff(data.replace(sizes, struct.pack("<3d", was, becomes, 0.0))) is None
+
+
+def test_differences_without_deflate_are_left_to_gdal():
+    "There libtiff takes no notice of the tag"
+    data = written(varied(), compress="deflate", predictor=2)
+    entry = struct.pack("<HHII", 259, 3, 1, 8)
+    assert data.count(entry) == 1 and decode_tiff(data) is not None and decode_tiff(data.replace(entry, struct.pack("<HHII", 259, 3, 1, 1))) is None
 
 
 def test_nodata_comes_along():

@@ -281,20 +281,22 @@ def test_repair_of_a_store_with_skipped_scenes_keeps_what_was_recorded(catalog, 
     assert set(open_store(url).index.query("problem != ''")["problem"]) == {"Nigeria_812045: disk gone"}
 
 
-@pytest.mark.parametrize("error", [OSError(5, "disk gone"), KeyError("no such band"), RuntimeError("codec")])
-def test_a_scene_that_its_reader_fails_on_in_any_way_is_skipped_by_name(catalog, tmp_path, error):
+@pytest.mark.parametrize("error", [OSError(5, "disk gone"), GeosegError("cut off")])
+def test_a_scene_whose_file_cannot_be_read_is_skipped_by_name(catalog, tmp_path, error):
     def failing(row, **how):
         if row["id"] == "Nigeria_812045": raise error
         return SOURCE.reader(row, **how)
 
     store = tile(SMALL, catalog, SOURCE._replace(reader=failing), tmp_path / "t.zarr", Execution(on_error="skip", max_failures=1))
     [told] = set(store.index["problem"]) - {""}
-    assert told.startswith(type(error).__name__) and str(error).strip("'") in told
+    assert str(error) in told
 
 
-def test_a_fault_of_the_reader_itself_stops_the_tiling_with_its_own_words(catalog, tmp_path):
-    def faulty(row, **how): raise TypeError("unexpected argument")
-    with pytest.raises(GeosegError, match=r"shard \d+: TypeError: unexpected argument"):
+@pytest.mark.parametrize("error", [TypeError("unexpected argument"), KeyError("no such band"), RuntimeError("codec")])
+def test_a_fault_of_the_reader_itself_stops_the_tiling_with_its_own_words(catalog, tmp_path, error):
+    "Skipped, it would leave a store without its scenes for good"
+    def faulty(row, **how): raise error
+    with pytest.raises(GeosegError, match=rf"shard \d+: {type(error).__name__}: {error}"):
         tile(SMALL, catalog, SOURCE._replace(reader=faulty), tmp_path / "t.zarr", Execution(on_error="skip", max_failures=9))
 
 
