@@ -1,8 +1,9 @@
 """What the schemas of the STAC extensions demand of an item, as far as maps and models have such fields
 
 No package brings these schemas and a test must not need the network, so their rules are kept here in our own words, by the address that an item
-declares. Read from github.com/stac-extensions: projection, classification, raster and mlm (all Apache-2.0). Where the network is there,
-`test_delivery.py::test_the_published_schemas_take_the_items_too` asks the schemas themselves.
+declares. Read from github.com/stac-extensions (all Apache-2.0), in the versions nearest to the declared ones that could be had: projection 1.1,
+classification 1.1, raster 1.0 and 2.0.0-beta.1, mlm 1.5; what 2.0.0 renamed (`proj:code`) is as pystac writes it. Where the network is there,
+`test_delivery.py::test_the_published_schemas_take_the_items_too` asks the declared schemas themselves.
 """
 BASE = "https://stac-extensions.github.io"
 NUMBER, WHOLE, TEXT, NAME = {"type": "number"}, {"type": "integer"}, {"type": "string"}, {"type": "string", "minLength": 1}
