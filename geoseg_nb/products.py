@@ -254,8 +254,8 @@ def class_counts(
 ) -> pd.DataFrame:  # part (a place), class, count (pixels; scenes where none was measured), colour
     "How often each class is in each place, the largest places first; empty where no class of the legend is known of any scene"
     legend = legend_of(spec)
-    known = counted(scenes, legend.names)
-    counts = known.groupby(scenes["place"]).sum()[: len(known) if spec.measure or known.any(axis=None) else 0]
+    counts = counted(scenes, legend.names).groupby(scenes["place"]).sum()
+    if not spec.measure and not counts.any(axis=None): counts = counts[:0]
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     rest = f"{len(counts) - shown} others"
     part = [place if i < shown else rest for i, place in enumerate(counts.index)]

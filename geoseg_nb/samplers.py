@@ -49,7 +49,7 @@ def drawn(
     random: np.random.Generator,   # gives one number
 ) -> np.ndarray:                   # int [n], samples, ascending, with repetitions
     "As many samples as there are weights, each as often as its weight says"
-    ends = np.cumsum(weights)
+    ends = np.cumsum(np.ldexp(weights, -np.frexp(weights.max())[1]))  # by a power of two, which is exact: the largest is about 1
     marks = (np.arange(len(weights)) + random.random()) * (ends[-1] / len(weights))
     return np.searchsorted(ends, marks, side="right").clip(max=np.flatnonzero(weights)[-1])
 

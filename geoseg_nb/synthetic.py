@@ -94,9 +94,7 @@ def seen_by(
     random: np.random.Generator,
 ) -> np.ndarray:  # float32 in dB, or uint16 as Sentinel-2 stores it; [120, 120] divided by the ratio of the band
     "One band over the ground"
-    known = np.array(sorted([*CORINE, UNLABELLED]))
-    place = np.argsort(np.argsort([*CORINE, UNLABELLED]))
-    values = signatures()[band][np.argsort(place)][np.searchsorted(known, codes)]
+    values = signatures()[band][np.searchsorted([*CORINE, UNLABELLED], codes)]  # the codes ascend
     ratio = next(RATIOS[sensor] for sensor, bands in BANDS.items() if band in bands)
     values = values.reshape(PIXELS // ratio, ratio, PIXELS // ratio, ratio).mean((1, 3))
     if band in BANDS["s1"]: return (values + 3 * random.normal(size=values.shape)).astype("float32")

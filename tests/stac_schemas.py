@@ -35,9 +35,9 @@ def numbers(*sizes):
     return {"type": "array", "items": NUMBER, "oneOf": [{"minItems": n, "maxItems": n} for n in sizes]}
 
 
-CLASS = {"type": "object", "required": ["value", "name"], "properties": {
+CLASS = {"type": "object", "required": ["value", "name"], "additionalProperties": False, "properties": {
     "value": WHOLE, "name": {"type": "string", "pattern": "^[0-9A-Za-z_-]+$"}, "title": TEXT, "description": TEXT, "nodata": {"type": "boolean"},
-    "color_hint": {"type": "string", "pattern": "^[0-9A-Fa-f]{6}$"}, "percentage": NUMBER, "count": WHOLE}}
+    "color_hint": {"type": "string", "pattern": "^[0-9A-F]{6}$"}, "percentage": NUMBER, "count": WHOLE}}
 CLASSES = {"type": "array", "uniqueItems": True, "minItems": 1, "items": CLASS}
 
 PROJECTION = everywhere(fields(

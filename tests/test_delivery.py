@@ -383,6 +383,7 @@ def test_the_stac_catalog_is_valid_and_leads_to_every_file(delivered):
     of_classes, of_probabilities = (items["a"].assets[name] for name in ("style", "probability_style"))
     assert (of_probabilities.media_type, of_probabilities.roles) == (of_classes.media_type, of_classes.roles) == ("application/xml", ["metadata"])
     assert Path(of_probabilities.get_absolute_href()) == style_path(items["a"].assets["probabilities"].get_absolute_href())
+    assert {"proj:code", "proj:shape"} <= set(items["a"].properties)
     values = json.loads(delivered["stac"][0].read_text())
     bands = values["assets"]["classes"]["bands"]
     assert [c["color_hint"] for c in bands[0]["classification:classes"]] == ["D8C9A0", "2B6CB0", "9FD3E6"]

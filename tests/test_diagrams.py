@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import sklearn.metrics as oracle
 from matplotlib import pyplot as plt
-from matplotlib import rcParams
 from matplotlib.colors import to_hex
 
 from geoseg_nb import diagrams
@@ -12,17 +11,9 @@ from geoseg_nb.core import GeosegError
 from geoseg_nb.curves import calibration, precision_recall, roc, score_counts
 from geoseg_nb.metrics import border_counts, border_table, tile_table
 from geoseg_nb.panels import SERIES
+from test_plots import no_style_is_left_behind  # noqa: F401  for each test here too
 
 NAMES, COLOURS = ["dry", "water", "ice"], ["#d8c9a0", "#2b6cb0", "#9fd3e6"]
-
-
-@pytest.fixture(autouse=True)
-def no_style_is_left_behind():
-    plt.close(plt.figure())
-    before = dict(rcParams)
-    yield
-    plt.close("all")
-    assert dict(rcParams) == before
 
 
 @pytest.fixture(scope="module")

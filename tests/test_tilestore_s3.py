@@ -2,36 +2,20 @@
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from geoseg_nb import pairs
 from geoseg_nb.catalog import read_catalog, write_catalog
-from geoseg_nb.core import GeosegError, Refused, make_legend
+from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.stages import Execution
-from geoseg_nb.storage import files_below, sample_folder, storage
+from geoseg_nb.storage import files_below, sample_folder, storage  # noqa: F401  the tiling that is killed asks here
 from geoseg_nb.tilestore import create_store, open_store, read_rows, read_shard, shard_done, verify
-from geoseg_nb.tiling import Source, TileSpec, repair, tile
+from geoseg_nb.tiling import repair, tile
 from servers import objects
 from test_tilestore import finished, make_spec, write
-
-LEGEND = make_legend({"dry": [0, "#d8c9a0"], "water": [1, "#2b6cb0"]}, ignore=[-1])
-OPTIONS = pairs.Options()
-SOURCE = Source(partial(pairs.read, options=OPTIONS), pairs.sensors(OPTIONS), LEGEND)
-SMALL = TileSpec(size=128, overlap=0, shard_tiles=8)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return pairs.catalog(sample_folder(), OPTIONS)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(catalog, tmp_path_factory):
-    return tile(SMALL, catalog, SOURCE, tmp_path_factory.mktemp("whole") / "floods.zarr")
+from test_tiling import OPTIONS, SMALL, SOURCE, catalog, undisturbed  # noqa: F401  fixtures
 
 
 def written(folder) -> dict[str, int]:

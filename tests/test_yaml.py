@@ -1,4 +1,5 @@
 "Fault 30: YAML that executes, explodes or digs, wherever a user can put it: one kind of error, one line, at once"
+import gc
 import time
 
 import pytest
@@ -33,9 +34,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def refused(action, *values):
+    gc.collect()  # what other tests left is not billed to this one
     began = time.process_time()
     with pytest.raises(Refused) as caught: action(*values)
-    assert time.process_time() - began < 5 and len(str(caught.value)) < 600
+    assert time.process_time() - began < 1 and len(str(caught.value)) < 600
     return str(caught.value)
 
 
