@@ -10,12 +10,12 @@ import pytest
 from geoseg_nb.catalog import read_catalog, write_catalog
 from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.stages import Execution
-from geoseg_nb.storage import files_below, sample_folder, storage  # noqa: F401  the tiling that is killed asks here
+from geoseg_nb.storage import files_below, storage
 from geoseg_nb.tilestore import create_store, open_store, read_rows, read_shard, shard_done, verify
 from geoseg_nb.tiling import repair, tile
 from servers import objects
 from test_tilestore import finished, make_spec, write
-from test_tiling import OPTIONS, SMALL, SOURCE, catalog, undisturbed  # noqa: F401  fixtures
+from test_tiling import SMALL, SOURCE, catalog, undisturbed  # noqa: F401  fixtures
 
 
 def written(folder) -> dict[str, int]:
@@ -46,7 +46,7 @@ def test_a_store_in_a_bucket_has_the_bytes_of_one_in_a_folder(catalog, undisturb
 RUN = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import test_tilestore_s3 as t
+import test_tiling as t
 from geoseg_nb import tilestore
 url, after = sys.argv[2], int(sys.argv[3])
 real, count = tilestore.push, []
