@@ -19,7 +19,7 @@ from geoseg_nb.tilestore import open_store
 from geoseg_nb.tiling import tile
 from house import ROOT
 from safetensors.torch import save_file
-from test_tilestore_s3 import LEGEND, OPTIONS, SMALL, SOURCE, pairs
+from test_tiling import LEGEND, OPTIONS, SMALL, SOURCE, pairs
 
 SIZE = 256 << 20
 
