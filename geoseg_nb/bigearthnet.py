@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED', 'CLASSES', 'LEGENDS', 'BANDS', 'RATIOS',
            'BUCKETS', 'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options',
-           'sensors', 'legend', 'placed_below', 'official_table', 'tables', 'read_metadata', 'with_paths', 'catalog',
-           'band_files', 'reference_file', 'read']
+           'patch_sensors', 'sensors', 'legend', 'placed_below', 'official_table', 'tables', 'read_metadata',
+           'with_paths', 'catalog', 'band_files', 'reference_file', 'read_arrays', 'read']
 
 # %% ../nbs/14_bigearthnet.ipynb #c6e6777a
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
+from .arrays import SceneArrays
 from .catalog import footprints, fraction, outlines
 from .core import Band, GeosegError, Legend, Refused, Sensor, make_legend, pick
 from .pairs import read_coarse
@@ -133,13 +135,21 @@ class Options(Spec):
     on_missing: Literal["raise", "skip"] = "raise"
 
 # %% ../nbs/14_bigearthnet.ipynb #cc75393e
+@lru_cache(maxsize=64)
+def patch_sensors(
+    bands: tuple[str, ...],
+) -> list[Sensor]:
+    "The sensors that some bands belong to; a band that is none is refused"
+    known = {band: name for name, members in BANDS.items() for band in members}
+    for band in bands: pick(known, band, "band")
+    return [_sensor(name, [b for b in bands if known[b] == name]) for name in BANDS if set(bands) & set(BANDS[name])]
+
+
 def sensors(
     options: Options,
 ) -> list[Sensor]:
     "What a patch holds, for the layout of a tile store; a band that is none is refused"
-    known = {band: name for name, bands in BANDS.items() for band in bands}
-    for band in options.bands: pick(known, band, "band")
-    return [_sensor(name, [b for b in options.bands if known[b] == name]) for name in BANDS if set(options.bands) & set(BANDS[name])]
+    return patch_sensors(tuple(options.bands))
 
 
 BUCKETS = True  # this product reads s3:// as well as folders
@@ -243,22 +253,27 @@ def reference_file(row: dict) -> str:
     folder = row["reference_path"].rstrip("/")
     return folder and f"{folder}/{folder.rpartition('/')[2]}_reference_map.tif"
 
-
-def read(
+# %% ../nbs/14_bigearthnet.ipynb #41390094
+def read_arrays(
     row,  # a row of the catalog: Series, dict or named tuple
     options: Options | None = None,
     bands: list[str] | None = None,  # None: those of the options
     window: Window | None = None,    # None: the whole patch
-) -> xr.Dataset:  # <sensor> (<sensor>_band, y, x), valid (y, x), label (y, x) of CORINE codes where there is a reference map
-    "The bands of a patch with its raw label codes"
+) -> SceneArrays:  # label: CORINE codes, where there is a reference map
+    "The bands of a patch with its raw label codes, as plain arrays"
     row, options = row_values(row), options or Options()
-    grid, given = row_grid(row), options.replace(bands=list(bands or options.bands))
+    grid, images = row_grid(row), []
     window = Window(*(window or (0, 0, grid.height, grid.width)))
-    images, valid = [], np.ones((window.height, window.width), bool)
-    for sensor in sensors(given):
+    valid = np.ones((window.height, window.width), bool)
+    for sensor in patch_sensors(tuple(bands or options.bands)):
         image = read_coarse(band_files(row, sensor.names), grid, sensor.ratio, window, row["id"])
         images.append((sensor, image.values))
         valid &= image.valid
     path = reference_file(row) if "mask" not in row else ""
     label = read_pixels({"label": (path, 1)}, grid, window, row["id"]).values[0] if path else None
-    return to_dataset(images, grid.window(*window), valid, label)
+    return SceneArrays(images, grid.window(*window), valid, label)
+
+
+def read(row, options: Options | None = None, bands: list[str] | None = None, window: Window | None = None) -> xr.Dataset:
+    "<sensor> (<sensor>_band, y, x), valid (y, x), and label (y, x) where there is a reference map, of `read_arrays`"
+    return to_dataset(*read_arrays(row, options, bands, window))

@@ -97,7 +97,7 @@ def require_unchanged(
 ) -> None:  # or a GeosegError
     "Refuses a scene of which a file is not what the catalog read"
     changes = [change for change in row_changes(row) if change.found]
-    refuse(pd.DataFrame(changes, columns=Change._fields), "files that changed since the catalog", FIX, _told)
+    if changes: refuse(pd.DataFrame(changes, columns=Change._fields), "files that changed since the catalog", FIX, _told)
 
 
 def _told(change) -> str:

@@ -427,7 +427,7 @@ def require_same_grid(
     fix: str = "",  # what to do about it; empty: warp b onto a
 ) -> None:
     "Raises a GridMismatch that names the item, both grids and the fix"
-    words = _differences(a, b, tolerance=1e-3)
+    words = _differences(a, b, tolerance=1e-3) if a != b else []
     if words:
         fix = fix or f"nothing is resampled unasked, so warp {names[1]} first: {warp_command(a)}"
         raise GridMismatch(f"{item}: {names[0]} is {a.describe()}, {names[1]} is {b.describe()} "

@@ -31,7 +31,7 @@ from .split import SplitSpec, divide, part_table, read_split
 from .stages import output
 from .storage import absolute, sample_folder, sha256
 from .tilestore import shard_done
-from .tiling import cut_shard, store_spec, strip_reader
+from .tiling import cut_shard, store_spec, strip_reader, tiles_at_once
 from .windows import origins
 
 # %% ../nbs/60h_dataplans.ipynb #76ee3b43
@@ -174,7 +174,7 @@ def cut_in_memory(
     strip_of, first = strip_reader(batch, store, source.reader, skip=True), shard_rows(store, batch.shards[0])[0]
     for k in batch.shards:
         start, stop = shard_rows(store, k)
-        arrays, rows = cut_shard(k, batch.rows.iloc[start - first : stop - first], store, strip_of)
+        arrays, rows = cut_shard(k, batch.rows.iloc[start - first : stop - first], store, strip_of, tiles_at_once(strip_of))
         sizes.append((len(rows), int((rows["labelled"] > 0).sum()), stored_bytes(store, arrays)))
 
 # %% ../nbs/60h_dataplans.ipynb #ccba700d

@@ -11,6 +11,7 @@ __all__ = ['RESERVED', 'CODECS', 'INDEX', 'FORMAT', 'StoreSpec', 'shard_count', 
 
 # %% ../nbs/20_layout.ipynb #6a9ac6df
 import os
+from functools import cached_property
 from importlib.util import find_spec
 from threading import Lock
 from typing import Literal, NamedTuple
@@ -18,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import zarr
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .core import GeosegError, Legend, Refused, Sensor, pick
@@ -46,21 +47,21 @@ class StoreSpec(Spec):
     codec: Literal["lz4", "zstd", "none"] = "lz4"
     source: dict = {}  # what the tiles were cut from: hashes, never paths
 
-    @field_validator("sensors")
-    @classmethod
-    def _names_are_free(cls, sensors):
-        names = [safe_name(Sensor.from_dict(s).name) for s in sensors]
+    @cached_property
+    def parts(self) -> tuple[list[Sensor], Legend]:
+        "The sensors and the legend that the dicts stand for"
+        return [Sensor.from_dict(s) for s in self.sensors], Legend.from_dict(self.legend)
+
+    @model_validator(mode="after")
+    def _names_are_free_and_pixels_whole(self):
+        sensors = [Sensor.from_dict(s) for s in self.sensors]
+        names = [safe_name(s.name) for s in sensors]
         names += [f"{name}_{axis}" for name in names for axis in ("band", "y", "x")]
         if len(set(names)) < len(names) or set(names) & set(RESERVED):
             raise ValueError(f"sensor names must differ and be none of {', '.join(RESERVED)}")
-        return sensors
-
-    @model_validator(mode="after")
-    def _tiles_hold_whole_pixels(self):
-        for s in map(Sensor.from_dict, self.sensors):
-            if self.size % s.ratio:
-                raise Refused(f"tiles of {self.size} px hold no whole number of pixels of {s.name}, each {s.ratio} px wide; "
-                              f"give a size that {s.ratio} divides, such as {max(self.size // s.ratio, 1) * s.ratio}", item=s.name)
+        for s in (s for s in sensors if self.size % s.ratio):
+            raise Refused(f"tiles of {self.size} px hold no whole number of pixels of {s.name}, each {s.ratio} px wide; "
+                          f"give a size that {s.ratio} divides, such as {max(self.size // s.ratio, 1) * s.ratio}", item=s.name)
         return self
 
 # %% ../nbs/20_layout.ipynb #c6f7cc4c
@@ -87,7 +88,7 @@ def fill_value(sensor: Sensor) -> float | int:
 
 def needs_valid(spec: StoreSpec) -> bool:
     "Whether nodata cannot be told from the sensors' own values"
-    sensors = [Sensor.from_dict(s) for s in spec.sensors]
+    sensors, _ = spec.parts
     return all(s.ratio > 1 for s in sensors) or any(s.nodata is None and np.dtype(s.dtype).kind != "f" for s in sensors)
 
 # %% ../nbs/20_layout.ipynb #2866ea01
@@ -123,9 +124,8 @@ def axis_names(sensor: Sensor) -> tuple[str, str]:
 
 def array_plans(spec: StoreSpec) -> dict[str, ArrayPlan]:
     "Every array of a store by name"
-    n, size, legend = spec.tiles, spec.size, Legend.from_dict(spec.legend)
-    plans = {}
-    for s in map(Sensor.from_dict, spec.sensors):
+    n, size, (sensors, legend), plans = spec.tiles, spec.size, spec.parts, {}
+    for s in sensors:
         dims, shape = ("tile", f"{s.name}_band", *axis_names(s)), (n, len(s.bands), size // s.ratio, size // s.ratio)
         plans[s.name] = ArrayPlan(dims, shape, s.dtype, fill_value(s), sensor_attributes(s))
     plane = ("tile", "y", "x"), (n, size, size)
@@ -160,7 +160,7 @@ def valid_pixels(
     "True where every band of every sensor was seen"
     seen = [arrays["valid"]] if "valid" in arrays else []
     width = max(array.shape[-1] for array in arrays.values())
-    for s in map(Sensor.from_dict, spec.sensors):
+    for s in spec.parts[0]:
         image = arrays[s.name]
         good = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
         known = (good if s.nodata is None else good & (image != s.nodata)).all(axis=1)
@@ -174,7 +174,7 @@ INDEX = "index.parquet"
 def coordinates(spec: StoreSpec) -> dict[str, tuple]:  # name -> (values, what they are)
     "Every coordinate but `tile`, which is known only when the store is finished"
     found = {axis: (np.arange(spec.size), f"{word} of the pixel within its tile") for axis, word in (("y", "row"), ("x", "column"))}
-    for s in map(Sensor.from_dict, spec.sensors):
+    for s in spec.parts[0]:
         found[f"{s.name}_band"] = s.names, "band"
         for axis, middle in zip(axis_names(s), ("row", "column")):
             centres = np.arange(spec.size // s.ratio) * s.ratio + (s.ratio - 1) / 2

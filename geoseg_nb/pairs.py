@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Options', 'SHOWN', 'schema_fault', 'middle', 'equal_bands', 'twin_fault', 'grid_fix', 'require_overlap', 'onto_grid',
            'Proof', 'sensor_files', 'prove_sensor', 'prove', 'pair_fault', 'sound_pairs', 'refuse_incomplete',
-           'catalog', 'sensors', 'read_coarse', 'read_sensor', 'chosen_bands', 'read']
+           'catalog', 'sensors', 'read_coarse', 'read_sensor', 'chosen_bands', 'read_arrays', 'read']
 
 # %% ../nbs/13_pairs.ipynb #fb49e66a
 from functools import partial
@@ -19,6 +19,7 @@ import rasterio.warp
 import xarray as xr
 from rasterio.windows import Window as RasterWindow
 
+from .arrays import SceneArrays
 from .catalog import scan
 from .core import (
     Band, GeosegError, Grid, GridMismatch, Refused, Sensor, grid_difference, pick, require_same_grid, warp_command)
@@ -259,7 +260,8 @@ def read_coarse(
     window: Window,  # on that grid
     item: str,
 ) -> Pixels:
-    "A window of a sensor of larger pixels"
+    "A window of a sensor of larger pixels, each repeated"
+    if ratio == 1: return read_pixels(files, grid, window, item)
     top, left = window.row // ratio, window.col // ratio
     bottom, right = -(-(window.row + window.height) // ratio), -(-(window.col + window.width) // ratio)
     own = read_pixels(files, coarser(grid, ratio), Window(top, left, bottom - top, right - left), item)
@@ -298,13 +300,13 @@ def chosen_bands(
     return found
 
 # %% ../nbs/13_pairs.ipynb #71e46941
-def read(
+def read_arrays(
     row,  # a row of the catalog: Series, dict or named tuple
     options: PairOptions | None = None,
     bands: list[str] | None = None,  # None: all
     window: Window | None = None,  # None: the whole image
-) -> xr.Dataset:  # <sensor> (<sensor>_band, y, x), valid (y, x), label (y, x) where there is a mask
-    "The images of a row with their validity and its raw label codes"
+) -> SceneArrays:
+    "The images of a row with their validity and its raw label codes, as plain arrays"
     row, options = row_values(row), options or PairOptions()
     grid, wanted = row_grid(row), chosen_bands(options, bands)
     window = Window(*(window or (0, 0, grid.height, grid.width)))
@@ -314,7 +316,12 @@ def read(
         images.append((_sensor(sensor, wanted[sensor.name]), image.values))
         valid &= image.valid
     label, covered = _read_label(row, options, grid, window) if isinstance(row.get("mask"), str) and row["mask"] else (None, True)
-    return to_dataset(images, grid.window(*window), valid & covered, label)
+    return SceneArrays(images, grid.window(*window), valid & covered, label)
+
+
+def read(row, options: PairOptions | None = None, bands: list[str] | None = None, window: Window | None = None) -> xr.Dataset:
+    "<sensor> (<sensor>_band, y, x), valid (y, x), and label (y, x) where there is a mask, of `read_arrays`"
+    return to_dataset(*read_arrays(row, options, bands, window))
 
 
 def _read_label(row, options, grid, window):

@@ -11,7 +11,7 @@ __all__ = ['RESAMPLINGS', 'file_error', 'open_raster', 'grid_of', 'row_values', 
 # %% ../nbs/12_raster.ipynb #5e596bef
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -29,7 +29,7 @@ from rasterio.windows import Window as RasterWindow
 from .catalog import georeference, header, plain_reason
 from .core import GeosegError, Grid, Legend, Sensor, grid_difference, pick, require_same_grid
 from .storage import atomic_file, is_remote, resolve, write_atomic
-from .tiff import object_bytes, plain_file, small_bytes
+from .tiff import object_bytes, plain_file, plain_grid, small_bytes
 from .windows import ROWS, Window
 
 # %% ../nbs/12_raster.ipynb #af50228c
@@ -114,7 +114,7 @@ def valid_mask(
     values = values if values.ndim == 3 else values[None]
     fills = nodata if isinstance(nodata, (list, tuple)) else [nodata] * len(values)
     floating = values.dtype.kind == "f"
-    valid = np.isfinite(values).all(axis=0) if floating else np.ones(values.shape[1:], bool)
+    valid = reduce(np.logical_and, np.isfinite(values)) if floating else np.ones(values.shape[1:], bool)
     for band, fill in zip(values, fills):
         if fill is not None and np.isfinite(fill):
             valid &= band != (values.dtype.type(fill) if floating else fill)
@@ -150,7 +150,7 @@ def _opened(path, item):
     try: data = small_bytes(path)
     except GeosegError as error: raise file_error(path, str(error), item) from None
     small = plain_file(path, data)
-    if small: yield small, Grid(small.crs, small.transform, small.height, small.width)
+    if small: yield small, plain_grid(small.crs, small.transform, small.height, small.width)
     else:
         with open_raster(path, item, data if is_remote(path) else b"") as source: yield source, _grid(source, item)
 
@@ -177,13 +177,13 @@ def stack_bands(
     item: str = "",  # what an error names
 ) -> np.ndarray:  # [band, row, col]
     "The bands of several files as one array of their common data type; an error where there is none"
-    kinds = {values.dtype.name: names for names, values in parts}
+    kinds = {values.dtype: names for names, values in parts}
     if len(kinds) > 1:
-        sides = "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
+        sides = "; ".join(f"{', '.join(names)}: {kind.name}" for kind, names in kinds.items())
         raise GeosegError(f"{item}: bands of several data types ({sides}); make each type a sensor", item=item)
     if len(parts) == 1: return parts[0][1]
-    names = [name for part, _ in parts for name in part]
-    return np.concatenate([values for _, values in parts])[[names.index(band) for band in order]]
+    bands = {name: band for names, values in parts for name, band in zip(names, values)}
+    return np.stack([bands[name] for name in order])
 
 # %% ../nbs/12_raster.ipynb #20399f9a
 RESAMPLINGS = {name: Resampling[name] for name in ("nearest", "bilinear", "cubic", "average")}
@@ -237,7 +237,7 @@ def read_pixels(
                 values, valid = _read_window(source, indexes, area, item)
         read.append((list(bands), values, valid))
     stacked = stack_bands([part[:2] for part in read], list(files), item)
-    return Pixels(stacked, np.logical_and.reduce([valid for *_, valid in read]), grid.window(*area))
+    return Pixels(stacked, reduce(np.logical_and, [valid for *_, valid in read]), grid.window(*area))
 
 
 def read_bands(

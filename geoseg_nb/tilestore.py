@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_begun', 'create_store', 'record_shard', 'stamp', 'read_manifest', 'damage', 'shard_done', 'write_shard',
-           'shard_index', 'finish_store', 'TileStore', 'open_store', 'read_shard', 'read_rows', 'verify',
-           'replace_shard', 'cached']
+           'shard_tables', 'shard_index', 'finish_store', 'TileStore', 'open_store', 'read_shard', 'read_rows',
+           'verify', 'replace_shard', 'cached']
 
 # %% ../nbs/21_tilestore.ipynb #7d49e33c
 import hashlib
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from pyarrow import concat_tables, parquet
 
 from .core import GeosegError, Legend, Refused, Sensor, pick
 from .layout import (
@@ -181,12 +182,17 @@ def _as_index(rows) -> geopandas.GeoDataFrame:
     return geopandas.GeoDataFrame(rows.reset_index(drop=True), geometry="geometry", crs="EPSG:4326")
 
 # %% ../nbs/21_tilestore.ipynb #e957232a
-def shard_index(root, spec) -> geopandas.GeoDataFrame:
-    "The index rows of all shards in the order of the tiles; an id that occurs twice is an error"
+def shard_tables(root, spec: StoreSpec, columns: list[str] | None = None) -> pd.DataFrame:
+    "What the shards say of their tiles, in the order of the tiles"
     names = [f"{PROGRESS}/{k}.parquet" for k in range(shard_count(spec))]
     pull(root, names)
-    parts = [pd.read_parquet(root / name) for name in names]
-    index = pd.concat(parts, ignore_index=True)
+    parts = [parquet.read_table(root / name, columns=columns) for name in names]
+    return concat_tables(parts, promote_options="permissive").to_pandas()
+
+
+def shard_index(root, spec: StoreSpec) -> geopandas.GeoDataFrame:
+    "The index rows of all shards in the order of the tiles; an id that occurs twice is an error"
+    index = shard_tables(root, spec)
     index = _as_index(index.assign(geometry=geopandas.GeoSeries.from_wkb(index["geometry"])))
     twice = index["id"][index["id"].duplicated()].unique()
     if len(twice):
