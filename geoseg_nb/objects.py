@@ -237,17 +237,18 @@ def client(
                       "start workers by forkserver or spawn", item=place.name)
     settings = "".join(f"{name}={value}\n" for name, value in sorted(os.environ.items()) if name.startswith("AWS_"))
     identity = hashlib.sha256(settings.encode()).hexdigest()
-    return _client(place, place.deadline, identity, tries) if seconds > 0.95 * place.deadline else _client.__wrapped__(place, seconds, "", tries)
+    reach = place.bucket, place.region, place.endpoint  # without the prefix: a data set has half a million of them
+    return _client(*reach, place.deadline, identity, tries) if seconds > 0.95 * place.deadline else _client.__wrapped__(*reach, seconds, "", tries)
 
 
 @lru_cache(maxsize=16)
-def _client(place, seconds, identity, tries):
-    config = {"region": place.region} | ({"endpoint": place.endpoint} if place.endpoint else {})
-    limits = {"timeout": timedelta(seconds=max(seconds, 0.05)), "allow_http": place.endpoint.startswith("http:"),
+def _client(bucket, region, endpoint, seconds, identity, tries):
+    config = {"region": region} | ({"endpoint": endpoint} if endpoint else {})
+    limits = {"timeout": timedelta(seconds=max(seconds, 0.05)), "allow_http": endpoint.startswith("http:"),
               "connect_timeout": timedelta(seconds=max(min(seconds, NOBODY), 0.05))}
     make = require_extra("obstore.store", "s3").S3Store
     again = {"max_retries": tries, "retry_timeout": limits["timeout"]}
-    return make(place.bucket, config=config, client_options=limits, retry_config=again)
+    return make(bucket, config=config, client_options=limits, retry_config=again)
 
 # %% ../nbs/01a_objects.ipynb #af6aaa35
 def request(

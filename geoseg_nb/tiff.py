@@ -112,7 +112,7 @@ def accumulated(
     "Values from their differences along each row"
     return values if kind.predictor == 1 else values.cumsum(axis=-2, dtype=kind.dtype)
 
-# %% ../nbs/10e_tiff.ipynb #f39e6871
+# %% ../nbs/10e_tiff.ipynb #d11eac8e
 def from_strips(
     blocks: list[bytes],  # as they stand in the file
     kind: Kind,
@@ -124,7 +124,7 @@ def from_strips(
     joined = b"".join([inflated(block, kind, size) for block, size in zip(blocks, held)])
     return accumulated(np.frombuffer(joined, kind.dtype).reshape(-1, kind.height, kind.width, samples), kind)
 
-# %% ../nbs/10e_tiff.ipynb #eae2a491
+# %% ../nbs/10e_tiff.ipynb #024034db
 def from_tiles(
     blocks: list[bytes],  # as they stand in the file
     kind: Kind,
@@ -140,7 +140,7 @@ def from_tiles(
         image[plane, top : top + rows, left : left + cols] = values[: kind.height - top, : kind.width - left]
     return image
 
-# %% ../nbs/10e_tiff.ipynb #4898dd8f
+# %% ../nbs/10e_tiff.ipynb #d615cbf8
 def unpacked(
     data: bytes,  # of a file
     kind: Kind,
@@ -151,7 +151,8 @@ def unpacked(
     needed = -(-kind.width // kind.block[1]) * -(-kind.height // kind.block[0]) * (kind.bands if kind.separate else 1)
     if 0 in sizes or not len(places) == len(sizes) == needed: raise ValueError("holes among the blocks")
     pixels = kind.bands * kind.height * kind.width
-    if pixels * np.dtype(kind.dtype).itemsize > min(MOST, EXPANDS * sum(sizes)): raise ValueError("a large image, or fewer bytes than its pixels need")
+    if pixels * np.dtype(kind.dtype).itemsize > min(MOST, EXPANDS * sum(sizes)):
+        raise ValueError("a large image, or fewer bytes than its pixels need")
     blocks = [data[start : start + size] for start, size in zip(places, sizes)]
     planes = (from_tiles if kind.tiled else from_strips)(blocks, kind)
     image = planes[..., 0] if kind.separate or kind.bands == 1 else planes[0].transpose(2, 0, 1)

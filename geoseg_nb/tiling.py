@@ -138,7 +138,7 @@ class StripReader:
             if not self.skip: raise
             return reason(error)
 
-# %% ../nbs/22_tiling.ipynb #ee198dfc
+# %% ../nbs/22_tiling.ipynb #0c50e604
 def strip_reader(
     batch: Batch,
     store: StoreSpec,
@@ -151,8 +151,8 @@ def strip_reader(
     strips = {name: tiles_area(rows, int(scenes[name]["height"]), int(scenes[name]["width"])) for name, rows in parts.items()}
     return StripReader(scenes, strips, store, array_reader(reader, store.parts[0]), skip)
 
-# %% ../nbs/22_tiling.ipynb #1b352c92
-FETCHES = 16  # tiles that a worker fetches at a time: 32 requests of two workers
+# %% ../nbs/22_tiling.ipynb #e82cbe7e
+FETCHES = 32  # tiles that a worker fetches at a time; two workers have 64 requests under way
 
 
 def tiles_at_once(
@@ -202,7 +202,7 @@ def tile_values(
     values = array if whole else cut(array, Window(row.row - area.row, row.col - area.col, row.height, row.width), plan.fill)
     return values[..., ::ratio, ::ratio]
 
-# %% ../nbs/22_tiling.ipynb #5b69b094
+# %% ../nbs/22_tiling.ipynb #27389be9
 def cut_shard(
     k: int,  # shard number
     rows: geopandas.GeoDataFrame,  # its index rows
