@@ -309,7 +309,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'geoseg_nb.core.grid_difference': ('core.html#grid_difference', 'geoseg_nb/core.py'),
                                 'geoseg_nb.core.grid_fault': ('core.html#grid_fault', 'geoseg_nb/core.py'),
                                 'geoseg_nb.core.grid_window': ('core.html#grid_window', 'geoseg_nb/core.py'),
-                                'geoseg_nb.core.known_extras': ('core.html#known_extras', 'geoseg_nb/core.py'),
                                 'geoseg_nb.core.legend_fault': ('core.html#legend_fault', 'geoseg_nb/core.py'),
                                 'geoseg_nb.core.make_legend': ('core.html#make_legend', 'geoseg_nb/core.py'),
                                 'geoseg_nb.core.pick': ('core.html#pick', 'geoseg_nb/core.py'),
