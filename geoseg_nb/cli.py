@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="assignments", action="append", default=[], metavar="[JOB.]NAME=VALUE",
                      help="one parameter")
     run.add_argument("--variant", default="", help="a variant of the recipe")
+    run.add_argument("--dask", default="", metavar="ADDRESS", help="a Dask scheduler for the jobs that can use one")
     run.add_argument("--dry-run", action="store_true",
                      help="say what would run and its cost, and write nothing")
     jobs = verbs.add_parser("jobs", help="list recipes and jobs, or what is in one of them",
@@ -179,7 +180,7 @@ def _gathered(table: dict[str, dict]) -> list[str]:
 def run_request(arguments: argparse.Namespace) -> int:
     "The `run` verb: exit code"
     request = destined(Request(name=arguments.name, out=arguments.out, files=arguments.files,
-                               assignments=arguments.assignments, variant=arguments.variant))
+                               assignments=arguments.assignments, variant=arguments.variant, dask=arguments.dask))
     if getattr(arguments, "dry_run", False): return foretell(request)
     steps, run = prepare(request)
     print(f"run folder {shown(run)}")

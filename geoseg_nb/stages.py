@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'STATUSES', 'Execution', 'Outcome', 'reason', 'with_id', 'named', 'thread_pool', 'dask_client',
-           'local_cluster', 'dask_pool', 'clocked', 'finishing', 'sendable', 'settle', 'check_failures', 'run_todo',
-           'by_id', 'run_items', 'tally', 'failures', 'JobRun', 'open_job', 'relative_to_run', 'git_commit', 'record',
-           'handle_of', 'find_job', 'read_result', 'earlier', 'output']
+           'local_cluster', 'on_dashboard', 'dask_pool', 'clocked', 'finishing', 'sendable', 'settle', 'check_failures',
+           'run_todo', 'by_id', 'run_items', 'tally', 'failures', 'JobRun', 'open_job', 'relative_to_run', 'git_commit',
+           'record', 'handle_of', 'find_job', 'read_result', 'earlier', 'output']
 
 # %% ../nbs/06_stages.ipynb #1950415f
 import logging
 import os
 import re
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -43,12 +45,13 @@ class Execution(Spec):
     threads: int = Field(1, ge=1)  # threads in each Dask worker
     memory: str = Field("", pattern=r"^(\d+(\.\d+)? ?[kMGT]i?B)?$")  # of each Dask worker: "4GB"; "": shared
     address: str = ""  # of a running Dask scheduler; "" starts a cluster on this machine
+    report: str = ""  # HTML file for Dask's performance report, written where bokeh is installed; "": none
     max_failures: int = Field(0, ge=0)  # failed items that on_error="skip" tolerates
     on_error: Literal["raise", "skip"] = "raise"  # stop at the first failure, or go on
 
     @model_validator(mode="after")
     def _nothing_ignored(self):
-        unused = [name for name in ("memory", "address") if getattr(self, name)]
+        unused = [name for name in ("memory", "address", "report") if getattr(self, name)]
         if self.backend == "threads" and unused:
             raise ValueError(f"{unused[0]}={getattr(self, unused[0])!r} is for Dask workers: pass backend='dask'")
         return self
@@ -95,10 +98,8 @@ def thread_pool(execution: Execution) -> Iterator[tuple[Executor, int]]:
 
 # %% ../nbs/06_stages.ipynb #d165da45
 @contextmanager
-def dask_client(
-    execution: Execution,  # an address connects, no address starts a cluster that ends with the block
-) -> Iterator["distributed.Client"]:  # noqa: F821
-    "A Dask client; a scheduler that does not answer within 10 s is refused"
+def dask_client(execution: Execution) -> Iterator["distributed.Client"]:  # noqa: F821
+    "A Dask client, without an address of a cluster that ends with the block; a scheduler that does not answer within 10 s is refused"
     from distributed import Client
 
     if not execution.address:
@@ -123,9 +124,20 @@ def local_cluster(execution: Execution) -> "distributed.LocalCluster":  # noqa: 
 
 # %% ../nbs/06_stages.ipynb #1affee18
 @contextmanager
+def on_dashboard(client, report: str) -> Iterator[None]:  # report: HTML file, or empty
+    "Tells where the work can be watched and keeps Dask's account of it; without bokeh, or a file for it, neither"
+    if not report or not find_spec("bokeh"):
+        yield
+    else:
+        from distributed import performance_report
+        tqdm.write(f"Dask dashboard: {client.dashboard_link}", file=sys.stderr)
+        with client.as_current(), performance_report(filename=report): yield
+
+
+@contextmanager
 def dask_pool(execution: Execution) -> Iterator[tuple[Executor, int]]:
     "Dask workers as a pool, and how many items they take at a time"
-    with dask_client(execution) as client:
+    with dask_client(execution) as client, on_dashboard(client, execution.report):
         yield client.get_executor(pure=False), max(execution.workers, sum(client.nthreads().values()))
 
 

@@ -268,6 +268,14 @@ def test_every_port_of_a_cluster_is_local():
     assert len(listening) >= 3 and set(listening) == {"127.0.0.1"}
 
 
+def test_dask_leaves_its_own_account_of_the_work(tmp_path, capsys):
+    report = tmp_path / "dask.html"
+    outcomes = run_items(len, ["a", "bb"], Execution(backend="dask", workers=1, report=str(report)))
+    page = report.read_text(encoding="utf-8")
+    assert [o.value for o in outcomes] == [1, 2] and "Dask Performance Report" in page and "clocked" in page
+    assert "Dask dashboard: http://127.0.0.1:" in capsys.readouterr().err
+
+
 def test_a_scheduler_that_is_not_there_is_refused():
     with pytest.raises(Refused, match="no Dask scheduler answers at tcp://127.0.0.1:1"):
         run_items(len, ["a"], Execution(backend="dask", address="tcp://127.0.0.1:1"))
@@ -280,7 +288,7 @@ def test_dask_does_not_become_the_default_scheduler(on_dask):
         distributed.default_client()
 
 
-@pytest.mark.parametrize("values", [{"workers": 0}, {"backend": "ray"}, {"max_failures": -1}, {"memory": "4GB"},
+@pytest.mark.parametrize("values", [{"workers": 0}, {"backend": "ray"}, {"max_failures": -1}, {"memory": "4GB"}, {"report": "dask.html"},
                                     {"address": "tcp://127.0.0.1:1"}, {"backend": "dask", "memory": "lots"}])
 def test_an_execution_that_cannot_be_is_refused(values):
     with pytest.raises(ValueError):
