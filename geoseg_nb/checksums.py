@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from .catalog import refuse
 from .stages import Execution, run_items
@@ -27,7 +28,8 @@ def file_columns(
     catalog: pd.DataFrame,
 ) -> dict[str, list]:  # column -> its paths, None where a row has no file
     "The columns of a catalog that name files, whatever the product calls them"
-    columns = {name: [value if is_file(value) else None for value in catalog[name]] for name in catalog if name != "geometry"}
+    words = [name for name in catalog if name != "geometry" and not is_numeric_dtype(catalog[name])]
+    columns = {name: [value if is_file(value) else None for value in catalog[name].tolist()] for name in words}
     return {name: paths for name, paths in columns.items() if any(paths)}
 
 # %% ../nbs/10d_checksums.ipynb #d7536b3c
