@@ -256,11 +256,11 @@ class TileStore:
 
     @property
     def legend(self) -> Legend:
-        return Legend.from_dict(self.manifest.legend)
+        return self.manifest.parts[1]
 
     @property
     def sensors(self) -> list[Sensor]:
-        return [Sensor.from_dict(s) for s in self.manifest.sensors]
+        return self.manifest.parts[0]
 
     def __getstate__(self):
         return {**self.__dict__, "opened": {}}
