@@ -83,7 +83,7 @@ def draw_means(ax: Axes, x: np.ndarray, score: np.ndarray, joined: bool) -> None
     line, label = "-" if joined else "none", "mean ± std" if max(spread) else "mean"
     ax.errorbar(where, means, spread, color=INK, linewidth=1, capsize=3, linestyle=line, label=label)
 
-
+# %% ../nbs/07d_comparisons.ipynb #b5bab8b4
 def wide(values: np.ndarray) -> bool:
     "Whether numbers span so much that a logarithmic axis tells them better"
     known = values[~np.isnan(values)]
@@ -121,7 +121,7 @@ def plot_axis(
     draw_key(ax)
     return label_axes(ax, axis, f"{name} (0 to 1)")
 
-# %% ../nbs/07d_comparisons.ipynb #9ce9e349
+# %% ../nbs/07d_comparisons.ipynb #2beff9b7
 def plot_axis_times(
     table,                   # DataFrame: value (a number of the axis), seconds
     axis: str,               # name of the axis: "fraction", "lr"

@@ -19,6 +19,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from .core import Refused, closest, pick
 from .redact import says_secret
 from .spec import BROKEN, Spec, check_tree, coerce_scalar, loads_json, loads_yaml, make, read_config
@@ -152,7 +154,14 @@ class Published(Spec):
     columns: list[str]  # headings, with units
     rows: list[list]  # a value a column
 
+    @model_validator(mode="after")
+    def whole_rows(self):
+        "Every row has a value a column, else Refused"
+        ragged = [row for row in self.rows if len(row) != len(self.columns)]
+        if ragged: raise Refused(f"row {ragged[0]} of {self.source} has {len(ragged[0])} values for {len(self.columns)} columns", item="rows")
+        return self
 
+# %% ../nbs/60_jobs.ipynb #5a19a8dd
 class Recipe(Spec):
     "What `recipe.yml` may hold"
     title: str = ""

@@ -95,7 +95,7 @@ def shuffled_tiles(
     turn = np.argsort(growing_order(catalog))
     return np.argsort(turn[at["at"]], kind="stable")
 
-
+# %% ../nbs/21b_plan.ipynb #1db21f6f
 def plan_index(
     spec: TileSpec,
     catalog: pd.DataFrame,  # id, height, width, crs, transform; place, time and draw where known

@@ -57,7 +57,7 @@ def members_block(story: Story) -> list[Piece]:
     heads = {"member": "member", **ious, "mean_iou": "mean IoU", "accuracy": "accuracy"}
     return [table_block(table, heads, "Members side by side", strong=("mean", "pooled")), *axis_blocks(story)]
 
-
+# %% ../nbs/62_report.ipynb #fecb9a1c
 def is_measure(axis: str, values: list) -> bool:
     "Whether an axis is a number that cost can depend on, and not a name such as that of a seed or a fold"
     return axis not in ("seed", "fold") and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
@@ -170,7 +170,7 @@ def costs(story: Story) -> Section:
     return Section("Costs", total, [
         table_block(by_job, heads, "Cost of each job", formats), drawing_block(drawing, "Time of each job")])
 
-
+# %% ../nbs/62_report.ipynb #1e800dd1
 def published(story: Story) -> Section | None:
     "What others published for the same task, which is no comparison"
     notes = {dumps_json(note): note for entry in story.entries for note in entry.note.published}
