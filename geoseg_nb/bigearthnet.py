@@ -222,7 +222,7 @@ def catalog(
     root,  # folder or URL of the data set
     options: Options | None = None,
     execution: Execution | None = None,  # not needed: no file but the tables is opened
-) -> gpd.GeoDataFrame:  # id, place (the Sentinel-2 scene), time, country, split, labels, the three paths, the grid and the footprint
+) -> gpd.GeoDataFrame:  # id, place (the scene), mgrs (its square), time, country, split, labels, DRAW, the three paths, grid and footprint
     "Patches as the official table lists them; a fraction that leaves none is refused"
     options = options or Options()
     table = with_paths(read_metadata(root, options), root, options)
@@ -234,7 +234,7 @@ def catalog(
     times = pd.to_datetime(drawn["patch_id"].str.extract(r"_(\d{8}T\d{6})_", expand=False), format="%Y%m%dT%H%M%S", utc=True)
     scenes = drawn["patch_id"].str.extract(SCENE["s2"], expand=False)
     labels = drawn["labels"].map(lambda names: "; ".join(() if names is None else names)) if "labels" in drawn else ""
-    rows = drawn.drop(columns="patch_id").assign(place=scenes, time=times, labels=labels, **{name: grids[name] for name in grids})
+    rows = drawn.drop(columns="patch_id").assign(place=scenes, mgrs=scenes.str[-5:], time=times, labels=labels, **dict(grids.items()))
     return gpd.GeoDataFrame(rows, geometry=footprints(outlines(grids["transform"], whole, whole), grids["crs"]), crs="EPSG:4326")
 
 # %% ../nbs/14_bigearthnet.ipynb #2535ebf6

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'BEHIND', 'BASELINE', 'PART_COLOURS', 'order_scenes', 'draw_gap', 'plot_scene_scores', 'places_on_axis',
-           'draw_means', 'plot_axis', 'plot_member_curves', 'plot_costs', 'plot_parts']
+           'draw_means', 'wide', 'scale_axis', 'plot_axis', 'plot_axis_times', 'plot_member_curves', 'plot_costs',
+           'plot_parts']
 
 # %% ../nbs/07d_comparisons.ipynb #a6b73680
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from .diagrams import draw_key, lines_of
 from .panels import FAINT, INK, SERIES, axes_of, label_axes, short_names
@@ -82,6 +83,26 @@ def draw_means(ax: Axes, x: np.ndarray, score: np.ndarray, joined: bool) -> None
     line, label = "-" if joined else "none", "mean ± std" if max(spread) else "mean"
     ax.errorbar(where, means, spread, color=INK, linewidth=1, capsize=3, linestyle=line, label=label)
 
+# %% ../nbs/07d_comparisons.ipynb #b5bab8b4
+def wide(values: np.ndarray) -> bool:
+    "Whether numbers span so much that a logarithmic axis tells them better"
+    known = values[~np.isnan(values)]
+    return bool(len(known)) and known.min() > 0 and known.max() / known.min() >= 8
+
+
+def scale_axis(
+    ax: Axes,
+    x: np.ndarray,      # of `places_on_axis`
+    labels: list[str],  # the same
+) -> None:
+    "Ticks at the places of the members, a logarithmic axis where they span much"
+    if wide(x): ax.set_xscale("log")
+    shown = np.arange(len(labels)) if labels else np.unique(x)
+    if len(shown) <= 12: ax.set_xticks(shown, labels or [f"{v:g}" for v in shown], rotation=30 if labels else 0, minor=False)
+    ax.minorticks_off()
+    ax.margins(x=0.08, y=0.2)
+    ax.grid(axis="y", color=FAINT, linewidth=0.5)
+
 # %% ../nbs/07d_comparisons.ipynb #01d8c13f
 def plot_axis(
     table,                   # DataFrame: value (of the axis), score, baseline if there is one
@@ -96,14 +117,32 @@ def plot_axis(
     ax.scatter(x, score, s=30, color=SERIES[0], zorder=3, label="a member")
     if "baseline" in table and table["baseline"].notna().any():
         ax.scatter(x, table["baseline"], marker="_", s=120, color=BASELINE, label="baseline")
-    if len(x) and x.min() > 0 and x.max() / x.min() >= 8: ax.set_xscale("log")
-    shown = np.arange(len(labels)) if labels else np.unique(x)
-    if len(shown) <= 12: ax.set_xticks(shown, labels or [f"{v:g}" for v in shown], rotation=30 if labels else 0, minor=False)
-    ax.minorticks_off()
-    ax.margins(x=0.08, y=0.2)
-    ax.grid(axis="y", color=FAINT, linewidth=0.5)
+    scale_axis(ax, x, labels)
     draw_key(ax)
     return label_axes(ax, axis, f"{name} (0 to 1)")
+
+# %% ../nbs/07d_comparisons.ipynb #2beff9b7
+def plot_axis_times(
+    table,                   # DataFrame: value (a number of the axis), seconds
+    axis: str,               # name of the axis: "fraction", "lr"
+    what: str = "training",  # what took the time
+    ax: Axes | None = None,  # where to draw
+) -> Axes:                   # the axes
+    "The time of each member against a number that differs between them"
+    table = table.dropna(subset=["seconds"])
+    x, labels = places_on_axis(table["value"].tolist())
+    size, unit = time_unit(table["seconds"].max())
+    ax, times = axes_of(ax, (5.4, 2.7)), table["seconds"].to_numpy(float) / size
+    draw_means(ax, x, times, joined=not labels)
+    ax.scatter(x, times, s=30, color=SERIES[0], zorder=3, label="a member")
+    if wide(x) and wide(times):
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+    scale_axis(ax, x, labels)
+    if ax.get_yscale() == "linear": ax.set_ylim(bottom=0)
+    draw_key(ax)
+    return label_axes(ax, axis, f"time of {what} ({unit})")
 
 # %% ../nbs/07d_comparisons.ipynb #b1e6c949
 def plot_member_curves(

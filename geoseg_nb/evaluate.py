@@ -133,6 +133,7 @@ def plain_metrics(
     return scores(evaluation.matrix, names) | {
         "pixels": int(evaluation.matrix.sum()),
         "confusion": evaluation.matrix.tolist(),
+        "classes": list(names),
         "baseline": scores(evaluation.baseline_matrix, names) | trivial,
         "scenes": full("id"),
         "regions": full("place"),

@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'entries_in', 'without_report', 'labels', 'hide', 'defaults_of', 'values_of', 'spelled', 'parameter_table',
            'axes_between', 'first_record', 'data_facts', 'part_pixels', 'Judgement', 'judgements', 'target_of',
            'flattened', 'member_table', 'pooled_classes', 'colours_of', 'baseline_by_scene', 'scene_table',
-           'curve_table', 'cost_table', 'machine', 'provenance', 'items_lost', 'changed_since', 'faults_of',
-           'trouble_table']
+           'curve_table', 'training_seconds', 'cost_table', 'machine', 'provenance', 'items_lost', 'changed_since',
+           'faults_of', 'trouble_table']
 
 # %% ../nbs/60d_findings.ipynb #6d192be7
 import re
@@ -22,7 +22,7 @@ import pandas as pd
 from .core import Refused
 from .jobs import job_notebooks, parameters_cell, read_parameters
 from .metrics import by_class, class_table, scores
-from .launch import digest
+from .launch import digest, matrix_classes
 from .redact import MASK, masked, says_secret
 from .runs import RunEntry, entries_of, json_at, noted_values
 from .spec import dumps_json
@@ -167,7 +167,7 @@ def judgements(
         record = entry.jobs.get("evaluate", {})
         if record.get("status") != "complete": continue
         try:
-            metrics, names = record["metrics"], tuple(record["metrics"]["per_class"])
+            metrics, names = record["metrics"], tuple(matrix_classes(record["metrics"]))
             counts = [np.array(m["confusion"], "int64") for m in (metrics, metrics["baseline"])]
             pair = [matrix.reshape(len(names), len(names)) for matrix in counts]
         except (LookupError, TypeError, ValueError): continue
@@ -252,6 +252,14 @@ def curve_table(record: dict) -> pd.DataFrame:
     try: table = pd.read_csv(record["folder"] / "metrics.csv")
     except (OSError, ValueError, KeyError): return pd.DataFrame()
     return table if "epoch" in table else pd.DataFrame()
+
+
+def training_seconds(entry: RunEntry) -> float:
+    "Time of the epochs of an own training, those before a kill among them; NaN where it is not known"
+    record = entry.own.get("train", {})
+    if record.get("status") != "complete": return np.nan
+    table = curve_table(record)
+    return float(table["epoch_seconds"].sum() if "epoch_seconds" in table else record.get("seconds", np.nan))
 
 
 def cost_table(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'notebook_cells', 'code_of', 'parameters_cell', 'Parameter', 'read_parameters', 'job_notebooks',
            'recipe_folders', 'refuse_secret', 'check_values', 'as_declared', 'parsed_value', 'parse_assignment',
-           'Recipe', 'load_recipe', 'apply_variant', 'Step', 'members', 'plan_steps', 'bind', 'declared', 'checked',
-           'override']
+           'Published', 'Recipe', 'load_recipe', 'apply_variant', 'Step', 'members', 'plan_steps', 'bind', 'declared',
+           'checked', 'override']
 
 # %% ../nbs/60_jobs.ipynb #5b1fcbf6
 import ast
@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from pydantic import model_validator
 
 from .core import Refused, closest, pick
 from .redact import says_secret
@@ -145,6 +147,21 @@ def parse_assignment(
     raise Refused(f"-p {text!r} is not name=value or job.name=value")
 
 # %% ../nbs/60_jobs.ipynb #63d3fafe
+class Published(Spec):
+    "Figures of others, as they stand in their source"
+    caption: str      # what was measured, and how
+    source: str       # where it was published
+    columns: list[str]  # headings, with units
+    rows: list[list]  # a value a column
+
+    @model_validator(mode="after")
+    def whole_rows(self):
+        "Every row has a value a column, else Refused"
+        ragged = [row for row in self.rows if len(row) != len(self.columns)]
+        if ragged: raise Refused(f"row {ragged[0]} of {self.source} has {len(ragged[0])} values for {len(self.columns)} columns", item="rows")
+        return self
+
+# %% ../nbs/60_jobs.ipynb #5a19a8dd
 class Recipe(Spec):
     "What `recipe.yml` may hold"
     title: str = ""
@@ -152,6 +169,7 @@ class Recipe(Spec):
     values: dict[str, dict] = {}
     matrix: dict[str, list] = {}
     variants: dict[str, dict] = {}
+    published: list[Published] = []
 
 
 def load_recipe(

@@ -7,7 +7,7 @@ __all__ = ['WHERE', 'BATCH', 'CODES', 'NOTICES', 'KERNELS', 'runs_root', 'new_ru
            'result_of', 'digest', 'code_print', 'named_texts', 'named_files', 'launch_facts', 'stale',
            'batch_environment', 'JobFailed', 'tell', 'pass_on', 'forwarding', 'own_kernel', 'papermill_run',
            'run_cells', 'stopped', 'kernel_died', 'take_back', 'record_end', 'execute', 'scrubbed', 'headline',
-           'note_members', 'note_scores', 'RunNote', 'note_run', 'launch', 'run_steps', 'gather']
+           'note_members', 'note_scores', 'RunNote', 'note_run', 'launch', 'run_steps', 'matrix_classes', 'gather']
 
 # %% ../nbs/60a_launch.ipynb #417ade3e
 import ast
@@ -28,7 +28,7 @@ from typing import Any
 
 import geoseg_nb
 from .core import GeosegError, Refused
-from .jobs import Step, notebook_cells
+from .jobs import Published, Step, notebook_cells
 from .outputs import echoed, engine, scrub
 from .places import kept
 from .profile import size_text, used_kib
@@ -353,6 +353,7 @@ class RunNote(Spec):
     variant: str = ""
     jobs: list[str] = []  # of the variant, in order
     members: dict[str, dict] = {}  # folder -> job -> the values of this cell of the matrix
+    published: list[Published] = []  # figures of others that the recipe carries
     geoseg_nb: str = ""  # version
 
 
@@ -395,6 +396,13 @@ def run_steps(
     return results
 
 # %% ../nbs/60a_launch.ipynb #8aa25204
+def matrix_classes(
+    metrics: dict,  # of an evaluation
+) -> list[str]:     # in the order of its confusion matrix
+    "The classes of an evaluation; of a record without the list those of its scores"
+    return list(metrics.get("classes") or metrics["per_class"])
+
+
 def gather(
     results: list[dict],       # result.json of the evaluations of all members
 ) -> dict[str, dict]:          # "pooled", "mean", "std" over members: class -> IoU
@@ -404,7 +412,7 @@ def gather(
     from geoseg_nb.metrics import scores
 
     metrics = [result["metrics"] for result in results]
-    names = list(metrics[0]["per_class"])
+    names = matrix_classes(metrics[0])
     pooled = scores(np.sum([m["confusion"] for m in metrics], axis=0), names)["per_class"]
     table = np.array([[m["per_class"][name]["iou"] for name in names] for m in metrics], dtype=float)
     return {"pooled": {name: pooled[name]["iou"] for name in names},

@@ -6,7 +6,7 @@
 __all__ = ['NAN', 'NORMALISERS', 'normaliser_from_dict', 'Stats', 'Normaliser', 'normalised', 'limits', 'as_stored',
            'as_physical', 'standardised', 'between_limits', 'make_normaliser']
 
-# %% ../nbs/29b_normalisers.ipynb #5dd70424
+# %% ../nbs/29b_normalisers.ipynb #476b8fbe
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ import torch
 
 from .core import Band, GeosegError, Plain, pick
 
-# %% ../nbs/29b_normalisers.ipynb #a89249a2
+# %% ../nbs/29b_normalisers.ipynb #acb56b86
 @dataclass(frozen=True)
 class Stats(Plain):
     "Mean and standard deviation of each band over valid pixels"
@@ -27,7 +27,7 @@ class Stats(Plain):
     def __post_init__(self):
         self._set(mean=tuple(self.mean), std=tuple(self.std))
 
-# %% ../nbs/29b_normalisers.ipynb #5d2cab85
+# %% ../nbs/29b_normalisers.ipynb #daf91c77
 NAN = np.float32("nan")
 
 
@@ -56,7 +56,7 @@ class Normaliser(Plain):
         own = {name: getattr(self, name) for name in ("mean", "std", "low", "high")}
         return replace(self, **{name: v[first : first + count] if len(v) > 1 else v for name, v in own.items()})
 
-# %% ../nbs/29b_normalisers.ipynb #54ca4891
+# %% ../nbs/29b_normalisers.ipynb #c113d425
 def normalised(
     by: Normaliser,
     images: np.ndarray,  # [n, b, h, w] in stored units

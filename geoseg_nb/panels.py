@@ -67,7 +67,8 @@ def short_names(
     if all(len(name) <= room for name in names): return names
     same = len(os.path.commonprefix(names)) if len(set(names)) > 1 else 0
     short = [short_name(f"…{name[same:]}" if same > 8 else name, room) for name in names]
-    return short if len(set(short)) == len(set(names)) else names
+    ends = [name if len(name) <= room else f"…{name[1 - room:]}" for name in names]
+    return next((made for made in (short, ends) if len(set(made)) == len(set(names))), names)
 
 
 def draw_nothing(ax: Axes, text: str) -> Axes:  # the same axes

@@ -147,4 +147,4 @@ def run_note(request: Request) -> RunNote:
     recipe = load_recipe(folder, request.variant)
     cells = {name: values for name, values in members(recipe.matrix).items() if name}
     return RunNote(recipe=folder.name, title=recipe.title, variant=request.variant, jobs=recipe.jobs, members=cells,
-                   geoseg_nb=geoseg_nb.__version__)
+                   published=recipe.published, geoseg_nb=geoseg_nb.__version__)

@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'EVERY_RULE', 'SPELLINGS', 'only_its_fields', 'SplitSpec', 'by_position', 'seeded_order', 'none_empty',
            'drawn_parts', 'column_of', 'by_chance', 'chosen', 'dominant_class', 'strata_of', 'offset_of', 'units_of',
            'stratified_parts', 'free_rows', 'by_stratum', 'dealt', 'packed', 'fold_table', 'parts_of_fold', 'by_fold',
-           'leave_one_out', 'by_column']
+           'leave_one_out', 'by_column', 'has_draw', 'drawn_within', 'growing_order', 'seeded_within']
 
 # %% ../nbs/10b_rules.ipynb #89e3d856
 import hashlib
@@ -17,6 +17,7 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from .areas import HALVES, PARTS, disjoint, known_parts, one_whole, same_areas, whole_scenes
+from .catalog import DRAW
 from .core import Refused, closest, pick
 from .spec import Spec
 
@@ -31,13 +32,13 @@ FIELDS = {
     "blocks": ("fractions", "seed", "block", "unit"),
     "region": ("values", "regions"),
 }
-EVERY_RULE = ("rule", "column", "buffer", "distance", "near", "hold_out", "exclude")
+EVERY_RULE = ("rule", "column", "buffer", "distance", "near", "hold_out", "exclude", "fraction")
 
 
 def only_its_fields(spec):
     "A spec whose rule reads every field that was set, else Refused"
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(spec).model_fields.items()}
-    read = (*FIELDS[spec.rule], *EVERY_RULE)
+    read = (*FIELDS[spec.rule], *EVERY_RULE, *(["seed"] if spec.fraction < 1 else []))
     idle = [name for name, default in defaults.items() if name not in read and getattr(spec, name) != default]
     if idle:
         known = f"it reads {', '.join(FIELDS[spec.rule])} and {', '.join(EVERY_RULE[1:])}"
@@ -69,6 +70,7 @@ class SplitSpec(Spec):
     near: Literal["refuse", "drop"] = "refuse"
     hold_out: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
+    fraction: float = Field(1.0, gt=0, le=1)
 
     known_parts = field_validator("fractions", "values", "areas", "fold_parts")(known_parts)
     one_whole = field_validator("fractions")(one_whole)
@@ -301,3 +303,38 @@ def by_column(
     if left:
         raise Refused(f"no part is named for {spec.column} {', '.join(left[:20])}: list each under values or exclude")
     return whole_scenes(catalog, found.map(part_of).fillna(""))
+
+# %% ../nbs/10b_rules.ipynb #a6d3c311
+def has_draw(catalog) -> bool:
+    "Whether every scene says its rank in the draw that the catalog comes from"
+    return set(DRAW) <= set(catalog) and bool(catalog[list(DRAW)].notna().all(axis=None))
+
+
+def drawn_within(
+    catalog,  # DRAW
+    fraction: float,  # of the table that the catalog was drawn from
+) -> np.ndarray:  # bool [n]
+    "The scenes of a fraction, those of the same draw from the full table; more than the catalog holds is refused"
+    held = catalog["drawn_share"].min()
+    if fraction > held:
+        raise Refused(f"fraction {fraction:g}: the catalog holds {held:g} of its data set; make it with a fraction of {fraction:g} "
+                      f"or ask for {held:g} at most", item="fraction")
+    return (catalog["drawn"] < (fraction * catalog["drawn_of"]).round()).to_numpy()
+
+
+def growing_order(catalog) -> np.ndarray:  # int [n], positions
+    "Scenes in the order in which a growing fraction takes them; a half is rounded to the even number"
+    rank, of = (catalog[name].to_numpy() for name in DRAW[:2])
+    return np.lexsort((rank % 2 == 0, (rank + 0.5) / of))
+
+# %% ../nbs/10b_rules.ipynb #e3b9d6ff
+def seeded_within(
+    split: pd.DataFrame,  # scene, part
+    spec: SplitSpec,  # fraction, seed
+) -> set[str]:
+    "The scenes of a fraction of each part, within any larger one of the same seed"
+    held = split[["scene", "part"]].drop_duplicates().assign(bit=lambda t: t["part"].map(PARTS.index).rpow(2))
+    parts, found = held.groupby("scene")["bit"].sum(), set()
+    for _, names in parts.groupby(parts).groups.items():
+        found.update(seeded_order(names, spec.seed)[: round(spec.fraction * len(names))])
+    return found

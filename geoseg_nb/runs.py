@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from .core import Refused
-from .launch import RunNote, runs_root
+from .launch import RunNote, matrix_classes, runs_root
 from .profile import time_text
 from .spec import loads_json, spec_from
 from .stages import handle_of, read_result
@@ -183,7 +183,7 @@ def judged(record: dict) -> tuple[str, float] | None:
     "The score of an evaluation"
     found, part = record["metrics"], record["params"].get("part", "test")
     classes = found.get("per_class", {})
-    name = list(classes)[-1] if len(classes) == 2 else ""
+    name = matrix_classes(found)[-1] if len(classes) == 2 else ""
     value = classes[name]["iou"] if name else found["mean_iou"]
     return f"{spoken(f'{part}/mean_iou')}{'_' * bool(name)}{name}", value
 

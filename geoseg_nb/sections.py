@@ -103,7 +103,7 @@ def what_was_run(story: Story) -> Section:
 
 # %% ../nbs/60k_sections.ipynb #442be83c
 def class_balance(story: Story) -> list[Piece]:
-    "Labelled pixels of each class in each place, where the catalog counted them"
+    "Labelled pixels of each class in each place, or where none was counted the scenes that hold it"
     record = first_record(story.entries, "catalog")
     try:
         from geoseg_nb.catalog import CatalogSpec, read_catalog
@@ -113,7 +113,8 @@ def class_balance(story: Story) -> list[Piece]:
         table = class_counts(read_catalog(record["folder"] / "catalog.parquet"), spec)
     except (LookupError, OSError, ValueError): return []
     table = table.assign(part=table["part"].map(in_figure), **{"class": table["class"].map(in_figure)})
-    return [drawing_block(plot_balance(table, by="place"), "Classes in each place")] if len(table) else []
+    unit = "px" if spec.measure else "scenes"
+    return [drawing_block(plot_balance(table, by="place", unit=unit), "Classes in each place")] if len(table) else []
 
 
 def data(story: Story) -> Section | None:

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import mgrs
@@ -12,16 +13,21 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geoseg_nb import loader, tilestore
 from geoseg_nb.bigearthnet import BANDS, CLASSES, CORINE, LEGENDS, Options, band_files, catalog, patch_folders, patch_grids, read, tile_corner
 from geoseg_nb.core import GeosegError, GridMismatch, Refused, make_legend
+from geoseg_nb.jobs import load_recipe, recipe_folders
 from geoseg_nb.launch import named_files
+from geoseg_nb.loader import make_loader
 from geoseg_nb.plan import TileSpec
 from geoseg_nb.products import SourceSpec, hand_over, measured_catalog, source_of
 from geoseg_nb.spec import make
+from geoseg_nb.split import SplitSpec, divide, make_split, parts_of_groups
 from geoseg_nb.storage import storage
 from geoseg_nb.synthetic import SyntheticSpec, synthetic_table, write_synthetic
 from geoseg_nb.tiling import tile
 from house import geoseg
+from test_jobs import kill_when
 
 DATA = Path(os.environ.get("GEOSEG_DATA", "")) / "bigearthnet_examples"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="needs $GEOSEG_DATA with bigearthnet_examples")
@@ -83,6 +89,73 @@ def test_a_smaller_fraction_lies_inside_a_larger_one(tmp_path_factory, small, la
         synthetic_table(SyntheticSpec(patches=600)).to_parquet(root / "metadata.parquet")
     a, b = (set(catalog(root, Options(fraction=f, seed=seed))["id"]) for f in sorted((small, large)))
     assert a <= b
+
+
+@real
+def test_one_catalog_serves_every_published_fraction(official):
+    "The split takes from the catalog of 10 % what the official table gives to 1, 3, 5 and 7 %"
+    tenth = catalog("/data", Options(metadata=TABLE, fraction=0.1))
+    for share, counts in {0.01: (2379, 1223, 1198), 0.03: (7136, 3670, 3595), 0.05: (11894, 6117, 5991), 0.07: (16651, 8564, 8388)}.items():
+        division = divide(tenth, SplitSpec(rule="column", column="split", fraction=share))
+        assert tuple(division.split["part"].value_counts()[["train", "val", "test"]]) == counts
+        drawn = pd.concat(official[official["split"] == part].sample(frac=share, random_state=42) for part in ("train", "validation", "test"))
+        assert set(division.split["scene"]) == set(drawn["patch_id"])
+        assert len(division.split) + len(division.dropped) == 48_003 and set(division.dropped["why"]) == {f"outside of the fraction {share:g}"}
+    with pytest.raises(Refused, match="fraction 0.2: the catalog holds 0.1"): divide(tenth, SplitSpec(rule="column", column="split", fraction=0.2))
+
+
+def parts_of(rows, split, column):
+    "In how many parts each value of a column lies, by pandas alone"
+    return split["part"].groupby(split["scene"].map(rows.set_index("id")[column])).nunique()
+
+
+@real
+def test_every_official_test_patch_lies_in_a_scene_that_trains(listed):
+    "What the lesson tells of the real table"
+    split = make_split(listed, SplitSpec(rule="column", column="split"), check=False)
+    table = parts_of_groups(split, listed)
+    assert (table > 0).sum(axis=1).value_counts().to_dict() == {3: 100, 2: 11, 1: 4} and table["test"][table["train"] > 0].sum() == 119_825
+    pd.testing.assert_series_equal((table > 0).sum(axis=1).sort_index(), parts_of(listed, split, "place"), check_names=False)
+
+
+@real
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "counts"), [("scene_disjoint", (347_042, 56_818, 59_186)), ("country_disjoint", (322_390, 19_530, 138_118))])
+def test_variants_keep_scenes_and_countries_apart(listed, variant, counts):
+    "No scene lies in two parts, no square or country, and no patch of a part shares ground with another part"
+    spec = make(SplitSpec, load_recipe(recipe_folders()["bigearthnet"], variant).values["11_split"])
+    began = time.monotonic()
+    split, dropped = divide(listed, spec)
+    assert time.monotonic() - began < 120, "half a million rows take seconds, on a busy machine too"
+    assert tuple(split["part"].value_counts()[["train", "val", "test"]]) == counts and len(split) + len(dropped) == 480_038
+    assert parts_of(listed, split, "place").max() == 1 and parts_of(listed, split, spec.column).max() == 1
+    assert {why.partition(" S2")[0] for why in dropped["why"]} <= {"too near to test", "too near to val"}
+
+
+@real
+@pytest.mark.slow
+def test_real_scenes_drawn_one_by_one_share_ground_and_are_refused(listed):
+    with pytest.raises(GeosegError, match="share ground with another part .*: 298494"): divide(listed, SplitSpec(rule="random", column="place"))
+
+
+@pytest.fixture(scope="module")
+def drawn_store(tmp_path_factory):
+    "Patches drawn and cut in the order of the draw: catalog, source, store"
+    folder = tmp_path_factory.mktemp("drawn")
+    write_synthetic(folder / "v2", SyntheticSpec(patches=240, bands=["VV", "B04"]))
+    spec = SourceSpec(product="bigearthnet", root=str(folder / "v2"), legend={}, measure=False, checksums=False, options={"bands": ["VV", "B04"], "fraction": 0.9})
+    rows, source = measured_catalog(spec)[0], source_of(spec)
+    return rows, tile(TileSpec(size=120, overlap=0, order="shuffled", shard_tiles=8), rows, source, folder / "tiles.zarr")
+
+
+@pytest.mark.parametrize(("share", "shards"), [(0.03, 1), (0.1, 3), (0.5, 15)])
+def test_a_loader_of_a_fraction_reads_only_the_first_shards(drawn_store, monkeypatch, share, shards):
+    "240 patches: 7, 24 and 120 of them in shards of 8; what is read is noted where it is read"
+    rows, store = drawn_store
+    split, read = make_split(rows, SplitSpec(rule="column", column="split", fraction=share)), set()
+    monkeypatch.setattr(loader, "read_shard", lambda store, k: read.add(k) or tilestore.read_shard(store, k))
+    ids = [id for part in ("train", "val", "test") for batch in make_loader(store, split, part, normaliser="none") for id in batch["id"]]
+    assert len(ids) == len(set(ids)) == len(split) and read == set(range(shards))
 
 
 @real
@@ -222,6 +295,50 @@ def test_an_object_that_is_missing_or_cut_names_its_patch(bucket, tmp_path):
     place.write(key, place.read(key)[:500])
     with pytest.raises(GeosegError, match=f"{gone['id']}: s3://.*B04.tif: no such object"): read(gone)
     with pytest.raises(GeosegError, match=f"{cut['id']}: s3://.*VV.tif: cut off, damaged or no image"): read(cut)
+
+
+@pytest.mark.slow
+def test_fractions_share_one_store_stop_where_killed_and_go_on_with_what_is_missing(tmp_path):
+    "kill -9 in the training of the second member: nothing that was done is done again, and the report draws score and time"
+    write_synthetic(tmp_path / "v2", SyntheticSpec(patches=240))
+    run, words = tmp_path / "run", ("bigearthnet_fractions", "--variant", "small", "-p", f"catalog.root={tmp_path / 'v2'}")
+    kill_when(run, (run / "fraction-0.3" / "37_train" / "metrics.csv").exists, *words)
+    done = sorted(path.parent for path in run.rglob("result.json") if json.loads(path.read_text())["status"] == "complete")
+    assert [path.relative_to(run).as_posix() for path in done] == [
+        "10_catalog", "22_tile", *(f"fraction-0.1/{job}" for job in ("11_split", "37_train", "43_evaluate")), "fraction-0.3/11_split"]
+    before = {path: path.stat().st_mtime_ns for folder in done for path in folder.rglob("*") if path.is_file()}
+    first = pd.read_csv(run / "fraction-0.3" / "37_train" / "metrics.csv")
+    again = geoseg("run", *words, "--out", run)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout.count("complete and unchanged, skipped") == len(done)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "no file of what was done was written again"
+    curves = pd.read_csv(run / "fraction-0.3" / "37_train" / "metrics.csv")
+    assert len(first) == 1 and len(curves) == 2
+    pd.testing.assert_frame_equal(curves[:1], first)
+    sizes = [pd.read_parquet(run / f"fraction-{share}" / "11_split" / "split.parquet")["part"].value_counts().to_dict() for share in (0.1, 0.3, 0.5)]
+    table = synthetic_table(SyntheticSpec(patches=240))["split"].replace("validation", "val").value_counts()
+    assert sizes == [{part: round(share * n) for part, n in table.items()} for share in (0.1, 0.3, 0.5)]
+    told = geoseg("run", "report", "--out", run)
+    page = (run / "62_report" / "report.html").read_text()
+    assert told.returncode == 0 and "mean IoU against fraction" in page and "Time of training against fraction" in page
+    assert "Published by others" in page and "not a comparison" in page and ">1555.5</td>" in page
+
+
+@pytest.mark.slow
+def test_the_first_member_that_fails_stops_the_matrix_and_the_others_are_kept(tmp_path):
+    "A fraction that leaves a part nothing ends the run with 2; mended, the run does what is missing"
+    recipe, run = tmp_path / "mine", tmp_path / "run"
+    recipe.mkdir()
+    write = lambda shares: (recipe / "recipe.yml").write_text(f"jobs: [10_catalog, 11_split]\nmatrix: {{11_split.fraction: {shares}}}\n")  # noqa: E731
+    write([0.5, 0.01, 1.0])
+    done = geoseg("run", recipe, "--out", run)
+    assert done.returncode == 2 and "fraction 0.01 of the 10 scenes of" in done.stderr and "is none" in done.stderr
+    assert (run / "fraction-0.5" / "11_split" / "split.parquet").exists() and not (run / "fraction-1.0").exists()
+    write([0.5, 0.3, 1.0])
+    again = geoseg("run", recipe, "--out", run)
+    assert again.returncode == 0 and again.stdout.count("complete and unchanged, skipped") == 2, again.stderr[-2000:]
+    counts = [pd.read_parquet(run / f"fraction-{share}" / "11_split" / "split.parquet")["scene"].nunique() for share in (0.5, 0.3, 1.0)]
+    assert counts == [5, 3, 10]
 
 
 @pytest.mark.slow

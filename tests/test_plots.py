@@ -203,3 +203,16 @@ def test_bars_and_axes_say_what_they_are():
     ax.figure.canvas.draw()
     assert [t.get_text() for t in ax.get_yticklabels()][:2] == ["0.00", "0.20"]
     assert [t.get_text() for t in ax.texts] == ["0.250"] and ax.get_ylabel() == "IoU of water (0 to 1)"
+
+
+@pytest.mark.parametrize("names", [
+    ["S2A_MSIL2A_20170704T112111_N9999_R037_T29SND", "S2B_MSIL2A_20180515T112109_N9999_R037_T29SND", "107 others"],
+    ["S2A_MSIL2A_20170704T112111_N9999_R037_T29SND", "S2A_MSIL2A_20171121T112351_N9999_R037_T29SND", "107 others"]])
+def test_names_that_differ_in_the_middle_are_short_and_still_differ(names):
+    "As the scenes of BigEarthNet beside `others`: the bars of the classes keep their room"
+    short = panels.short_names(names)
+    assert len(set(short)) == len(names) and max(map(len, short)) <= panels.ROOM
+    table = pd.DataFrame([(place, f"a class with a long name {i}", 5, "#112233") for place in names for i in range(19)], columns=["part", "class", "count", "colour"])
+    ax = plots.plot_balance(table, by="place", unit="scenes")
+    ax.figure.canvas.draw()
+    assert ax.get_window_extent().width > 0.3 * ax.figure.bbox.width

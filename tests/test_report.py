@@ -14,11 +14,16 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from geoseg_nb.comparisons import plot_axis_times
 from geoseg_nb.core import GeosegError, Refused
-from geoseg_nb.findings import axes_between, entries_in, judgements, member_table, parameter_table, scene_table, trouble_table
+from geoseg_nb.findings import (
+    axes_between, entries_in, judgements, member_table, parameter_table, pooled_classes, scene_table, training_seconds, trouble_table)
+from geoseg_nb.launch import gather
 from geoseg_nb.pages import Section, drawing_block, leaks, notebook_of, page_of, table_block
-from geoseg_nb.report import ReportSpec, make_report
+from geoseg_nb.report import ReportSpec, is_measure, make_report, published
+from geoseg_nb.requests import Request, run_note
 from geoseg_nb.runs import find_runs, list_runs, members_of, read_job, run_table
+from geoseg_nb.sections import read_story
 from house import geoseg
 from PIL import Image
 
@@ -205,12 +210,84 @@ def test_a_result_that_somebody_changed_is_named(matrix):
     assert trouble_table(entries_in([matrix]))["what"].str.contains("changed").any()
 
 
+def test_classes_keep_the_order_of_their_matrix_through_json(tmp_path):
+    "Keys of a record are sorted, its matrix is not: scores by counting by hand, in the report, the summary and the table of runs"
+    names, counts = ("water", "dry", "ice"), [[5, 5, 0], [0, 80, 0], [2, 0, 8]]
+    truth = {"water": 5 / 12, "dry": 80 / 85, "ice": 8 / 10}
+    for seed in (0, 1):
+        job(tmp_path / f"seed-{seed}" / "37_train", seed=seed)
+        told = json.loads(json.dumps({**evaluated(counts, counts, names=names), "classes": names}, sort_keys=True))
+        job(tmp_path / f"seed-{seed}" / "43_evaluate", told, part="test")
+    put(tmp_path / "members.json", ["seed-0", "seed-1"])
+    found = judgements(entries_in([tmp_path]))
+    table, each = member_table(found).set_index("member"), pooled_classes(found, {}).set_index("name")
+    together = gather([j.record for j in found])["pooled"]
+    for name, iou in truth.items():
+        assert np.isclose([table.loc["seed-0", f"iou_{name}"], each.loc[name, "iou"], together[name]], iou).all(), name
+    assert list(each["support"]) == [20, 160, 20]
+
+
+def test_the_class_to_look_at_is_the_last_of_the_legend_and_not_of_the_alphabet(tmp_path):
+    told = {**evaluated([[90, 10], [40, 60]], [[1, 1], [1, 1]], names=("rock", "ice")), "classes": ["rock", "ice"]}
+    job(tmp_path / "run" / "43_evaluate", json.loads(json.dumps(told, sort_keys=True)), part="test")
+    row = run_table(tmp_path).iloc[0]
+    assert row["metric"] == "test/iou_ice" and np.isclose(row["value"], 60 / 110)
+
+
+def test_the_time_of_a_training_is_that_of_its_epochs_also_before_a_kill(matrix):
+    entries = entries_in([matrix])
+    (matrix / "fraction-0.5" / "37_train" / "metrics.csv").write_text("epoch,epoch_seconds\n0,100\n1,110\n2,120\n")
+    assert np.array_equal([training_seconds(entry) for entry in entries], [60, 330, np.nan], equal_nan=True)
+
+
+@pytest.mark.parametrize(("axis", "values", "measured"), [
+    ("fraction", [0.1, 0.5], True), ("lr", [1, 0.001], True), ("seed", [0, 1], False), ("fold", [0, 1], False), ("ema", [True, False], False), ("loss", ["dice", "focal"], False)])
+def test_time_is_drawn_against_numbers_that_can_cost(axis, values, measured):
+    assert is_measure(axis, values) == measured
+
+
+@pytest.mark.parametrize(("values", "seconds", "scales", "unit"), [
+    ([0.01, 0.1], [20, 3000], ("log", "log"), "min"), ([0.01, 0.1], [20, 30], ("log", "linear"), "s"), ([1, 2], [9000, 99_000], ("linear", "linear"), "h"),
+    ([0, 0.5], [1, np.nan], ("linear", "linear"), "s")])
+def test_axes_are_logarithmic_where_they_span_much_and_points_lie_where_they_were_measured(values, seconds, scales, unit):
+    from matplotlib import pyplot as plt
+    ax = plot_axis_times(pd.DataFrame({"value": values, "seconds": seconds}), "fraction")
+    size = {"s": 1, "min": 60, "h": 3600}[unit]
+    assert (ax.get_xscale(), ax.get_yscale()) == scales and ax.get_xlabel() == "fraction" and ax.get_ylabel() == f"time of training ({unit})"
+    known = [(v, s / size) for v, s in zip(values, seconds) if not np.isnan(s)]
+    assert np.allclose(ax.collections[-1].get_offsets(), known) and (scales[1] == "log" or ax.get_ylim()[0] == 0)
+    plt.close(ax.figure)
+
+
 # the page
+
+def test_figures_of_others_stand_by_themselves_as_they_were_published(matrix):
+    note = json.loads((matrix / "run.json").read_text())
+    figures = {"caption": "A net <b>", "source": "a paper", "columns": ["share", "training (s)"], "rows": [[0.01, 186.1], [0.1, 1555.0]]}
+    put(matrix / "run.json", {**note, "published": [figures]})
+    section = published(read_story([matrix]))
+    assert "other data, other hardware" in section.text and "not a comparison" in section.text
+    text = section.blocks[0].html
+    assert "A net &lt;b&gt; Source: a paper." in text and text.index("<th class=n>share") < text.index("<th class=n>training (s)")
+    assert [text.count(f"<td class=n>{value}</td>") for value in ("0.01", "186.1", "0.1", "1555.0")] == [1] * 4
+    put(matrix / "run.json", {**note, "published": [{**figures, "rows": 3}]})
+    assert published(read_story([matrix])) is None and trouble_table(entries_in([matrix]))["what"].str.contains("run.json is damaged").any()
+
+
+def test_the_recipe_carries_the_published_figures_and_no_others_print_any(matrix):
+    "The counts of patches are those of the official table"
+    assert published(read_story([matrix])) is None
+    note = run_note(Request(name="bigearthnet_fractions", variant="small"))
+    training, conversion = note.published
+    assert len(training.rows) == 16 and training.rows[0] == [0.01, 1, 16, 186.1, 9.5, 206.0, 0.318] and training.rows[-1][-1] == 0.561
+    assert [row[1:4] for row in conversion.rows] == [[2379, 1223, 1198], [7136, 3670, 3595], [11894, 6117, 5991], [23787, 12234, 11982]]
+    assert all("plots.ipynb" in each.source for each in note.published)
+
 
 def test_the_page_of_a_matrix_tells_members_axis_and_who_is_missing(matrix):
     said, page = read(make_report(ReportSpec(), matrix / "62_report"))
     assert "IoU of water 0.673 ± 0.082 over 2 of 3 members" in said and "0.340 above the baseline" in said
-    assert "IoU of water against fraction" in said and "was begun and did not end" in said and "No complete split in this run." in said
+    assert "IoU of water against fraction" in said and "Time of training against fraction" in said and "was begun and did not end" in said and "No complete split in this run." in said
     assert not (matrix / "62_report" / "result.json").exists() and len(page.images) >= 5
 
 

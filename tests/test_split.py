@@ -11,8 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_cdt
 
-from geoseg_nb.catalog import located
+from geoseg_nb.catalog import DRAW, fraction, located
 from geoseg_nb.core import GeosegError, Refused
+from geoseg_nb.plan import TileSpec, plan_tiles
+from geoseg_nb.rules import drawn_within, growing_order
 from geoseg_nb.spec import make
 from geoseg_nb.split import (
     COLUMNS, HALVES, PARTS, Area, SplitSpec, area_mask, assign, check_split, divide, lay_out, make_split, near_between, part_table,
@@ -356,6 +358,100 @@ def test_a_missing_or_broken_split_names_the_job(tmp_path):
     (tmp_path / "split.parquet").write_text("half a split")
     with pytest.raises(GeosegError, match="run the split job again"):
         read_split(tmp_path / "split.parquet")
+
+
+# fractions
+
+parted = st.lists(st.sampled_from(["train", "validation", "test"]), min_size=3, max_size=150).map(
+    lambda parts: scenes(len(parts)).assign(split=parts))
+shares = st.one_of(st.sampled_from([0.01, 0.03, 0.05, 0.07, 0.1, 0.25, 0.5]), st.floats(0.01, 1))
+OFFICIAL = {"rule": "column", "column": "split"}
+
+
+def by_pandas(table, share, seed=42) -> set:
+    return {id for _, rows in table.groupby("split") for id in rows.sort_values("id").sample(frac=share, random_state=seed)["id"]}
+
+
+@given(table=parted, share=shares, held=shares, seed=st.integers(0, 99), data=st.randoms())
+@settings(max_examples=80, deadline=None)
+def test_a_fraction_of_a_drawn_catalog_is_the_draw_from_the_full_table(table, share, held, seed, data):
+    "pandas is the oracle; the rows of the catalog may come in any order"
+    share, held = sorted((share, held))
+    drawn = fraction(table, held, seed, by="split").sample(frac=1, random_state=data.randint(0, 99))
+    wanted = by_pandas(table, share, seed)
+    assert set(drawn["id"][drawn_within(drawn, share)]) == wanted
+    first = drawn["id"].to_numpy()[growing_order(drawn)]
+    assert set(first[: len(wanted)]) == wanted, "a fraction is a beginning of the one order"
+
+
+@given(sizes=st.tuples(*[st.integers(20, 60)] * 3), small=st.floats(0.03, 1), large=st.floats(0.03, 1), seed=st.integers(0, 9),
+       whole=st.booleans(), position=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_fractions_are_nested_disjoint_total_and_blind_to_the_row_order(sizes, small, large, seed, whole, position):
+    names = np.repeat(["train", "validation", "test"], sizes)
+    case = scenes(len(names)).assign(split=np.random.default_rng(seed).permutation(names))
+    table, rule = fraction(case, 1.0, by="split") if whole else case, {} if position else OFFICIAL
+    small, large = (SplitSpec(**rule, fraction=share, seed=0 if whole or share == 1 else seed) for share in sorted((small, large)))
+    a, b = (divide(table, spec) for spec in (small, large))
+    rows = lambda split: set(split.itertuples(index=False, name=None))
+    assert rows(a.split) <= rows(b.split)
+    pd.testing.assert_frame_equal(divide(table.sample(frac=1, random_state=seed), small).split, a.split)
+    full = make_split(table, small.replace(fraction=1, seed=0))
+    assert rows(a.split) <= rows(full), "no scene changes its part"
+    assert part_table(a.split)["pixels"].sum() + a.dropped["pixels"].sum() == len(table) * 64 * 48
+    out = a.dropped[a.dropped["pixels"] == 64 * 48]
+    assert set(out["scene"]) == set(table["id"]) - set(a.split["scene"]) and set(out["why"]) <= {f"outside of the fraction {small.fraction:g}"}
+    if whole: assert set(a.split["scene"]) == by_pandas(case, small.fraction)
+    elif not position: assert a.split["part"].value_counts().to_dict() == {
+        part: round(small.fraction * n) for part, n in full["part"].value_counts().items()}
+
+
+def test_held_out_scenes_are_drawn_from_by_themselves_and_each_scene_is_in_or_out():
+    spec = SplitSpec(hold_out=[f"s{i:03d}" for i in range(10)], fraction=0.5, seed=4)
+    split = make_split(scenes(30), spec)
+    assert split["scene"][split["part"] == "test"].nunique() == 5
+    assert split[split["part"] != "test"].groupby("scene")["part"].agg(set).tolist() == [{"train", "val"}] * 10
+
+
+def test_what_lies_too_near_goes_before_a_fraction_is_taken():
+    "Else a small fraction would train on ground that a larger one leaves out"
+    catalog = placed([(0, 12 * i) for i in range(40)]).assign(split=(["train"] * 4 + ["test"]) * 8)
+    rule = {**OFFICIAL, "near": "drop", "distance": 25}
+    for table in (catalog, fraction(catalog, 1.0, by="split")):
+        parts = [make_split(table, SplitSpec(**rule, fraction=f)) for f in (0.2, 0.3, 0.6, 1)]
+        assert all(set(a["scene"]) < set(b["scene"]) for a, b in zip(parts, parts[1:])) and len(parts[-1]) == 40 - 15
+
+
+def test_a_fraction_that_there_is_not_is_refused_with_both_numbers():
+    table = scenes(40).assign(split=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
+    tenth = fraction(table, 0.25, by="split")
+    with pytest.raises(Refused, match="fraction 0.3: the catalog holds 0.25 of its data set; make it with a fraction of 0.3 or ask for 0.25"):
+        make_split(tenth, SplitSpec(**OFFICIAL, fraction=0.3))
+    assert len(make_split(tenth, SplitSpec(**OFFICIAL))) == len(make_split(tenth, SplitSpec(**OFFICIAL, fraction=0.25))) == 9
+    with pytest.raises(Refused, match="fraction 0.04 of the 10 scenes of test is none"): make_split(table, SplitSpec(**OFFICIAL, fraction=0.04))
+    with pytest.raises(Refused, match="seed 3: the catalog was drawn with a seed of its own"): make_split(tenth, SplitSpec(**OFFICIAL, fraction=0.2, seed=3))
+    for wrong in (0, -0.1, 1.5, float("nan")):
+        with pytest.raises(Refused, match="fraction"): make(SplitSpec, {"fraction": wrong})
+
+
+def test_of_catalogs_put_together_of_which_one_comes_from_no_draw_none_counts():
+    table = scenes(40).assign(split=["train", "test"] * 20)
+    both = pd.concat([fraction(table[:20], 1.0, by="split"), table[20:]])
+    assert len(make_split(both, SplitSpec(**OFFICIAL, fraction=0.5))) == 20
+
+
+@given(table=parted, share=shares, seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_a_fraction_is_a_prefix_of_a_shuffled_store(table, share, seed):
+    table = table.assign(crs="EPSG:32633", transform=[[10.0, 0, 4e5, 0, -10.0, 5e6]] * len(table), height=64)
+    spec = TileSpec(size=16, overlap=0, order="shuffled", shard_tiles=4, seed=seed)
+    index, _ = plan_tiles(spec, fraction(table, 1.0, by="split"))
+    wanted = by_pandas(table, share)
+    assert set(index["scene"][: 12 * len(wanted)]) == wanted and sorted(index["id"]) == sorted(plan_tiles(spec, table)[0]["id"])
+    plain, _ = plan_tiles(spec.replace(order="scene"), table)
+    shuffled = plain["id"].to_numpy()[np.random.default_rng(seed).permutation(len(plain))]
+    assert plan_tiles(spec, table)[0]["id"].tolist() == shuffled.tolist(), "where there is no draw the order is that of every release"
+    assert plan_tiles(spec.replace(order="scene"), table.assign(**dict.fromkeys(DRAW, 1)))[0]["id"].tolist() == plain["id"].tolist()
 
 
 # BigEarthNet
