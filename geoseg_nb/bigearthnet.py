@@ -6,7 +6,7 @@
 __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED', 'CLASSES', 'LEGENDS', 'BANDS', 'RATIOS',
            'BUCKETS', 'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options',
            'sensors', 'legend', 'placed_below', 'official_table', 'tables', 'read_metadata', 'with_paths', 'catalog',
-           'band_files', 'reference_file', 'read']
+           'band_files', 'reference_file', 'files', 'read']
 
 # %% ../nbs/14_bigearthnet.ipynb #c6e6777a
 from pathlib import Path
@@ -244,6 +244,16 @@ def reference_file(row: dict) -> str:
     return folder and f"{folder}/{folder.rpartition('/')[2]}_reference_map.tif"
 
 
+def files(
+    row: dict,
+    options: Options,
+) -> dict[str, list[str]]:  # s1, s2 and ref -> paths
+    "The files that a patch needs, by kind: the bands that are asked for, and the reference map where there is one"
+    of = band_files(row, options.bands)
+    found = {kind: [of[band][0] for band in of if (band in BANDS["s1"]) == (kind == "s1")] for kind in ("s1", "s2")}
+    return {kind: paths for kind, paths in {**found, "ref": [reference_file(row)]}.items() if any(paths)}
+
+# %% ../nbs/14_bigearthnet.ipynb #9d3f30ba
 def read(
     row,  # a row of the catalog: Series, dict or named tuple
     options: Options | None = None,
