@@ -30,6 +30,7 @@ from geoseg_nb.synthetic import SyntheticSpec, synthetic_table, tiff
 from house import geoseg
 
 PATCHES = 450
+TABLE = Path(os.environ.get("GEOSEG_DATA", "")) / "bigearthnet_examples" / "metadata_v2_official.parquet"
 SMALL = tiff(np.random.default_rng(0).integers(0, 3000, (24, 24)).astype("uint16"), "EPSG:32633", (0, 0))
 LARGE = tiff(np.random.default_rng(0).normal(size=(120, 120)).astype("float32"), "EPSG:32633", (0, 0))
 
@@ -208,6 +209,28 @@ def test_a_larger_fraction_asks_for_what_is_new(tmp_path):
     build(tmp_path / "v2", 60)
     small, large = (checked(of(tmp_path / "v2", options={"fraction": share}), tmp_path) for share in (0.3, 0.8))
     assert 100 < small.attrs["asked"] == len(small) < len(large) and small.attrs["asked"] + large.attrs["asked"] == len(large)
+
+
+def test_ids_given_twice_are_refused(tmp_path):
+    build(tmp_path / "v2", 4)
+    table = pd.read_parquet(tmp_path / "v2/metadata.parquet")
+    pd.concat([table, table[:2]]).to_parquet(tmp_path / "v2/metadata.parquet")
+    with pytest.raises(GeosegError, match="ids that are given twice: 2"): needed_files(of(tmp_path / "v2"))
+
+
+@pytest.mark.skipif(not TABLE.is_file(), reason="needs $GEOSEG_DATA with bigearthnet_examples")
+def test_a_share_of_the_official_table_is_that_of_the_first_system():
+    "1 patch in 1,000 of each part by `DataFrame.sample` of seed 42, seven files each"
+    needed, official = needed_files(of("s3://bigearthnet/v2", options={"metadata": str(TABLE), "fraction": 0.001})), pd.read_parquet(TABLE)
+    drawn = pd.concat(rows.sample(frac=0.001, random_state=42) for _, rows in official.groupby("split"))
+    assert set(needed["id"]) == set(drawn["patch_id"]) and needed["id"].nunique() == 480 and len(needed) == 7 * 480
+    assert (needed.groupby("part")["id"].nunique().to_dict()) == {"train": 238, "validation": 122, "test": 120}
+    patch, rows = next(iter(needed.groupby("id")))
+    radar, scene = drawn.set_index("patch_id").loc[patch, "s1_name"], patch[:-6]
+    assert set(rows["path"].str.removeprefix("s3://bigearthnet/v2/")) == {
+        *(f"BigEarthNet-S1/{'_'.join(radar.split('_')[:5])}/{radar}/{radar}_{band}.tif" for band in ("VV", "VH")),
+        *(f"BigEarthNet-S2/{scene}/{patch}/{patch}_{band}.tif" for band in ("B02", "B03", "B04", "B08")),
+        f"Reference_Maps/{scene}/{patch}/{patch}_reference_map.tif"}
 
 
 # The launcher
