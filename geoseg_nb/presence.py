@@ -8,7 +8,7 @@ __all__ = ['AT_A_TIME', 'KEEP', 'ANSWERS', 'GROUP', 'GIVE_UP', 'STATUS_COLOURS',
            'with_answers', 'check_files', 'scene_report', 'check_report', 'write_report', 'require_present',
            'count_statuses', 'plot_faults']
 
-# %% ../nbs/19a_presence.ipynb #c95aae5e
+# %% ../nbs/19a_presence.ipynb #30154454
 import random
 import shutil
 import time
@@ -36,9 +36,9 @@ from .panels import INK, SERIES, axes_of, draw_nothing, label_axes, short_names
 from .products import SourceSpec, catalog, product, product_options, require_reach
 from .spec import Spec, dumps_json, spec_hash
 from .stages import Outcome, check_failures, finishing
-from .storage import atomic_file, is_remote, storage, write_atomic
+from .storage import atomic_file, file_stamp, is_remote, storage, write_atomic
 
-# %% ../nbs/19a_presence.ipynb #151f2a78
+# %% ../nbs/19a_presence.ipynb #a372c814
 class CheckSpec(Spec):
     "Which data are checked, how deep, and how patiently"
 
@@ -61,7 +61,7 @@ class CheckSpec(Spec):
     def patience(self) -> Patience:
         return Patience(self.depth, self.attempts, self.deadline)
 
-# %% ../nbs/19a_presence.ipynb #3f15fd9c
+# %% ../nbs/19a_presence.ipynb #e60ccf5d
 AT_A_TIME = 10_000  # rows of a catalog that are unfolded together; all of them at once would take gigabytes
 
 
@@ -93,7 +93,7 @@ def needed_files(
     told = {name: about[column] for name, column in (("part", "split"), ("place", "place")) if column in about}
     return files.assign(**{"part": "", "place": "", **{name: files["id"].map(values).fillna("").astype(str) for name, values in told.items()}})
 
-# %% ../nbs/19a_presence.ipynb #20dcf640
+# %% ../nbs/19a_presence.ipynb #3f10b6fa
 KEEP = 5.0  # seconds between two shards of answers
 
 
@@ -128,7 +128,7 @@ def write_answers(table: pd.DataFrame, path: Path, pin: str) -> Path:
     with atomic_file(path) as temporary: table.to_parquet(temporary, index=False)
     return path
 
-# %% ../nbs/19a_presence.ipynb #5a36b076
+# %% ../nbs/19a_presence.ipynb #64988b88
 ANSWERS = ["path", "status", "size", "etag", "reason", "attempts", "depth"]
 
 
@@ -139,9 +139,12 @@ def found_before(folder: Path, pin: str) -> pd.DataFrame:  # ANSWERS, found ones
         try: table = pd.read_parquet(path)
         except (OSError, ValueError): continue  # asked again
         if table.attrs.get("pin") == pin: tables.append(table.loc[table["status"] == "found", ANSWERS])
-    return pd.concat(tables).drop_duplicates("path") if tables else pd.DataFrame(columns=ANSWERS)
+    if not tables: return pd.DataFrame(columns=ANSWERS)
+    known = pd.concat(tables).drop_duplicates("path")
+    same = [is_remote(path) or file_stamp(Path(path)) == (size, stamp) for path, size, stamp in zip(known["path"], known["size"], known["etag"])]
+    return known[pd.array(same, dtype=bool)]
 
-# %% ../nbs/19a_presence.ipynb #f425f48c
+# %% ../nbs/19a_presence.ipynb #72e6f611
 GROUP = 16      # files of one worker at a time
 GIVE_UP = 200   # files in a row without an answer
 
@@ -163,7 +166,7 @@ def ask_group(paths: list[str], patience: Patience, stop: Event) -> list[FileAns
         if stop.is_set(): break
     return found
 
-# %% ../nbs/19a_presence.ipynb #d41124d7
+# %% ../nbs/19a_presence.ipynb #84e69f30
 def ask_all(
     paths: list[str],
     spec: CheckSpec,
@@ -182,7 +185,7 @@ def ask_all(
                     yield answers
         finally: stop.set()
 
-# %% ../nbs/19a_presence.ipynb #0dad9a50
+# %% ../nbs/19a_presence.ipynb #e6c27bf3
 class Silence:
     "Counts the answers in a row that were none"
 
@@ -202,7 +205,7 @@ class Silence:
             if self.refused == self.all == GIVE_UP:
                 raise Refused(f"{told} the first {self.all} files; check the credentials and what they may read", item=answer.path)
 
-# %% ../nbs/19a_presence.ipynb #175c4911
+# %% ../nbs/19a_presence.ipynb #b6971b11
 def with_answers(
     needed: pd.DataFrame,
     answers: pd.DataFrame,  # ANSWERS
@@ -213,7 +216,7 @@ def with_answers(
     told = {"status": files["status"].mask(lost, "unlisted"), "reason": files["reason"].mask(lost, files["left_out"])}
     return files.assign(**told).drop(columns="left_out")
 
-# %% ../nbs/19a_presence.ipynb #c1b00dc1
+# %% ../nbs/19a_presence.ipynb #423fb944
 def check_files(
     needed: pd.DataFrame,  # of `needed_files`
     spec: CheckSpec,
@@ -235,7 +238,7 @@ def check_files(
     files.attrs["asked"] = len(todo)
     return files
 
-# %% ../nbs/19a_presence.ipynb #6c22d1fc
+# %% ../nbs/19a_presence.ipynb #a0d0e7d2
 def scene_report(
     id: str,
     rows: pd.DataFrame,  # the files of one scene
@@ -258,7 +261,7 @@ def check_report(
     return {"all_files_found": total - len(missing), "not_found": len(missing), "missing_patches": missing, "total_checked": total,
             "fraction_used": fraction}
 
-# %% ../nbs/19a_presence.ipynb #a7ac6ec8
+# %% ../nbs/19a_presence.ipynb #ed5057cf
 def write_report(
     files: pd.DataFrame,
     spec: CheckSpec,
@@ -269,7 +272,7 @@ def write_report(
     report = check_report(files, fraction)
     return report, write_atomic(folder / "check.json", dumps_json(report) + "\n")
 
-# %% ../nbs/19a_presence.ipynb #a561afed
+# %% ../nbs/19a_presence.ipynb #592a0939
 def require_present(
     report: dict,  # of `check_report`
     spec: CheckSpec,
@@ -281,7 +284,7 @@ def require_present(
                    spec.max_failures, report["total_checked"])
     return len(told)
 
-# %% ../nbs/19a_presence.ipynb #3b02595d
+# %% ../nbs/19a_presence.ipynb #c378bb23
 STATUS_COLOURS = dict(zip(("missing", "truncated", "damaged", "empty", "forbidden", "unreachable", "unlisted"), SERIES[1:]))
 
 
@@ -293,7 +296,7 @@ def count_statuses(
     counts = pd.crosstab(files[by], files["status"])
     return counts[[name for name in ("found", *STATUS_COLOURS) if name in counts]].rename_axis(columns=None)
 
-# %% ../nbs/19a_presence.ipynb #8cb836cd
+# %% ../nbs/19a_presence.ipynb #555d0026
 def plot_faults(
     files: pd.DataFrame,
     most: int = 20,  # places shown

@@ -211,6 +211,16 @@ def test_a_larger_fraction_asks_for_what_is_new(tmp_path):
     assert 100 < small.attrs["asked"] == len(small) < len(large) and small.attrs["asked"] + large.attrs["asked"] == len(large)
 
 
+def test_a_file_of_this_machine_that_changed_since_is_not_trusted(tmp_path):
+    made = build(tmp_path / "v2", 6)
+    assert not bad(checked(of(tmp_path / "v2"), tmp_path))
+    victim = Path(made[2]["s1"][0])
+    victim.write_bytes(LARGE[:2000])
+    os.unlink(made[3]["s1"][1])
+    found = checked(of(tmp_path / "v2"), tmp_path)
+    assert bad(found) == {str(victim): "truncated", made[3]["s1"][1]: "missing"} and found.attrs["asked"] == 2
+
+
 def test_ids_given_twice_are_refused(tmp_path):
     build(tmp_path / "v2", 4)
     table = pd.read_parquet(tmp_path / "v2/metadata.parquet")
