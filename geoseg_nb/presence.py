@@ -8,7 +8,7 @@ __all__ = ['AT_A_TIME', 'KEEP', 'ANSWERS', 'GROUP', 'GIVE_UP', 'STATUS_COLOURS',
            'with_answers', 'check_files', 'scene_report', 'check_report', 'write_report', 'require_present',
            'count_statuses', 'plot_faults']
 
-# %% ../nbs/19a_presence.ipynb #30154454
+# %% ../nbs/19a_presence.ipynb #b3e5d89c
 import random
 import shutil
 import time
@@ -38,7 +38,7 @@ from .spec import Spec, dumps_json, spec_hash
 from .stages import Outcome, check_failures, finishing
 from .storage import atomic_file, file_stamp, is_remote, storage, write_atomic
 
-# %% ../nbs/19a_presence.ipynb #a372c814
+# %% ../nbs/19a_presence.ipynb #7b46cdbf
 class CheckSpec(Spec):
     "Which data are checked, how deep, and how patiently"
 
@@ -61,7 +61,7 @@ class CheckSpec(Spec):
     def patience(self) -> Patience:
         return Patience(self.depth, self.attempts, self.deadline)
 
-# %% ../nbs/19a_presence.ipynb #e60ccf5d
+# %% ../nbs/19a_presence.ipynb #7157bfc6
 AT_A_TIME = 10_000  # rows of a catalog that are unfolded together; all of them at once would take gigabytes
 
 
@@ -83,17 +83,18 @@ def scene_files(
 def needed_files(
     spec: CheckSpec,
 ) -> pd.DataFrame:  # id, kind, path, part and place of the scene, left_out: why the catalog has no such scene
-    "Every file that the scenes of a spec need; ids given twice are refused"
+    "Every file that the scenes of a spec need; ids given twice, and scenes that name no file, are refused"
     scenes = catalog(SourceSpec(product=spec.product, root=spec.root, options={**spec.options, "on_missing": "skip"}))
     refuse(pd.DataFrame(duplicate_ids(scenes, []), columns=["id", "rows"]), "ids that are given twice", "every id needs files of its own")
     about = scenes.assign(id=scenes["id"].astype(str)).set_index("id")
     files = scene_files(spec, scenes).assign(left_out="")
+    if files.empty: raise Refused(f"product {spec.product}: its rows name no files, and it has no files(row, options)", item=spec.product)
     lost = [(str(s["id"]), "scene", str(s["path"]), str(s["reason"])) for s in scenes.attrs.get("skipped", [])]
     files = pd.concat([files, pd.DataFrame(lost, columns=list(files))], ignore_index=True)
     told = {name: about[column] for name, column in (("part", "split"), ("place", "place")) if column in about}
     return files.assign(**{"part": "", "place": "", **{name: files["id"].map(values).fillna("").astype(str) for name, values in told.items()}})
 
-# %% ../nbs/19a_presence.ipynb #3f10b6fa
+# %% ../nbs/19a_presence.ipynb #3ad30c68
 KEEP = 5.0  # seconds between two shards of answers
 
 
@@ -128,7 +129,7 @@ def write_answers(table: pd.DataFrame, path: Path, pin: str) -> Path:
     with atomic_file(path) as temporary: table.to_parquet(temporary, index=False)
     return path
 
-# %% ../nbs/19a_presence.ipynb #64988b88
+# %% ../nbs/19a_presence.ipynb #0c66c95f
 ANSWERS = ["path", "status", "size", "etag", "reason", "attempts", "depth"]
 
 
@@ -144,7 +145,7 @@ def found_before(folder: Path, pin: str) -> pd.DataFrame:  # ANSWERS, found ones
     same = [is_remote(path) or file_stamp(Path(path)) == (size, stamp) for path, size, stamp in zip(known["path"], known["size"], known["etag"])]
     return known[pd.array(same, dtype=bool)]
 
-# %% ../nbs/19a_presence.ipynb #72e6f611
+# %% ../nbs/19a_presence.ipynb #d75212de
 GROUP = 16      # files of one worker at a time
 GIVE_UP = 200   # files in a row without an answer
 
@@ -166,7 +167,7 @@ def ask_group(paths: list[str], patience: Patience, stop: Event) -> list[FileAns
         if stop.is_set(): break
     return found
 
-# %% ../nbs/19a_presence.ipynb #84e69f30
+# %% ../nbs/19a_presence.ipynb #79b1d815
 def ask_all(
     paths: list[str],
     spec: CheckSpec,
@@ -185,7 +186,7 @@ def ask_all(
                     yield answers
         finally: stop.set()
 
-# %% ../nbs/19a_presence.ipynb #e6c27bf3
+# %% ../nbs/19a_presence.ipynb #f21249a1
 class Silence:
     "Counts the answers in a row that were none"
 
@@ -205,7 +206,7 @@ class Silence:
             if self.refused == self.all == GIVE_UP:
                 raise Refused(f"{told} the first {self.all} files; check the credentials and what they may read", item=answer.path)
 
-# %% ../nbs/19a_presence.ipynb #b6971b11
+# %% ../nbs/19a_presence.ipynb #c11e2ba3
 def with_answers(
     needed: pd.DataFrame,
     answers: pd.DataFrame,  # ANSWERS
@@ -216,7 +217,7 @@ def with_answers(
     told = {"status": files["status"].mask(lost, "unlisted"), "reason": files["reason"].mask(lost, files["left_out"])}
     return files.assign(**told).drop(columns="left_out")
 
-# %% ../nbs/19a_presence.ipynb #423fb944
+# %% ../nbs/19a_presence.ipynb #fd147707
 def check_files(
     needed: pd.DataFrame,  # of `needed_files`
     spec: CheckSpec,
@@ -238,7 +239,7 @@ def check_files(
     files.attrs["asked"] = len(todo)
     return files
 
-# %% ../nbs/19a_presence.ipynb #a0d0e7d2
+# %% ../nbs/19a_presence.ipynb #ddcd1ebb
 def scene_report(
     id: str,
     rows: pd.DataFrame,  # the files of one scene
@@ -261,7 +262,7 @@ def check_report(
     return {"all_files_found": total - len(missing), "not_found": len(missing), "missing_patches": missing, "total_checked": total,
             "fraction_used": fraction}
 
-# %% ../nbs/19a_presence.ipynb #ed5057cf
+# %% ../nbs/19a_presence.ipynb #0b0c8144
 def write_report(
     files: pd.DataFrame,
     spec: CheckSpec,
@@ -272,19 +273,19 @@ def write_report(
     report = check_report(files, fraction)
     return report, write_atomic(folder / "check.json", dumps_json(report) + "\n")
 
-# %% ../nbs/19a_presence.ipynb #592a0939
+# %% ../nbs/19a_presence.ipynb #2521b247
 def require_present(
     report: dict,  # of `check_report`
     spec: CheckSpec,
 ) -> int:  # scenes that lack something
     "Refuses more incomplete scenes than are tolerated"
     told = [(scene["patch_id"], scene["reasons"][0], len(scene["reasons"])) for scene in report["missing_patches"]]
-    more = lambda n: f" and {n - 1} more files" if n > 1 else ""  # noqa: E731
-    check_failures([Outcome(id, "failed", reason=f"{why['path']}: {why['status']}, {why['reason']}{more(n)}") for id, why, n in told],
-                   spec.max_failures, report["total_checked"])
+    more = lambda n: f" (and {n - 1} more)" if n > 1 else ""  # noqa: E731
+    said = [(id, f"{why['path'].rpartition('/')[2]} {why['status']}, {why['reason']}{more(n)}") for id, why, n in told]
+    check_failures([Outcome(id, "failed", reason=why) for id, why in said], spec.max_failures, report["total_checked"])
     return len(told)
 
-# %% ../nbs/19a_presence.ipynb #c378bb23
+# %% ../nbs/19a_presence.ipynb #bf867700
 STATUS_COLOURS = dict(zip(("missing", "truncated", "damaged", "empty", "forbidden", "unreachable", "unlisted"), SERIES[1:]))
 
 
@@ -296,7 +297,7 @@ def count_statuses(
     counts = pd.crosstab(files[by], files["status"])
     return counts[[name for name in ("found", *STATUS_COLOURS) if name in counts]].rename_axis(columns=None)
 
-# %% ../nbs/19a_presence.ipynb #555d0026
+# %% ../nbs/19a_presence.ipynb #3609fd2d
 def plot_faults(
     files: pd.DataFrame,
     most: int = 20,  # places shown

@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 from servers import KEY_ID, SECRET
 
-from geoseg_nb import presence
+from geoseg_nb import bigearthnet, presence
 from geoseg_nb.answers import Patience, ask, ask_files, asked_place, list_objects
 from geoseg_nb.bigearthnet import Options, catalog, files
 from geoseg_nb.core import GeosegError, Refused
@@ -168,7 +168,7 @@ def test_nothing_but_refusals_is_one_refusal(bucket, s3_folder, proxy, tmp_path,
 KILLED = """
 import sys
 from pathlib import Path
-from geoseg_nb import presence
+from geoseg_nb import bigearthnet, presence
 presence.KEEP = 0.2
 spec = presence.CheckSpec(product="bigearthnet", root=sys.argv[1], workers=4)
 presence.check_files(presence.needed_files(spec), spec, Path(sys.argv[2]))
@@ -228,6 +228,12 @@ def test_ids_given_twice_are_refused(tmp_path):
     with pytest.raises(GeosegError, match="ids that are given twice: 2"): needed_files(of(tmp_path / "v2"))
 
 
+def test_a_product_that_does_not_tell_its_files_is_refused(tmp_path, monkeypatch):
+    build(tmp_path / "v2", 4)
+    monkeypatch.delattr(bigearthnet, "files")
+    with pytest.raises(Refused, match="names? no file"): needed_files(of(tmp_path / "v2"))
+
+
 @pytest.mark.skipif(not TABLE.is_file(), reason="needs $GEOSEG_DATA with bigearthnet_examples")
 def test_a_share_of_the_official_table_is_that_of_the_first_system():
     "1 patch in 1,000 of each part by `DataFrame.sample` of seed 42, seven files each"
@@ -272,7 +278,7 @@ def test_the_job_ends_with_3_tells_all_and_is_complete_once_mended(tmp_path):
     report = json.loads((folder / "check.json").read_text())
     assert report["all_files_found"] == 8 and sorted(r["status"] for s in report["missing_patches"] for r in s["reasons"]) == ["truncated", "unlisted"]
     result = json.loads((folder / "result.json").read_text())
-    assert result["status"] == "failed" and result["metrics"]["complete"] == 8 and (folder / "figures/faults.png").stat().st_size > 5000
+    assert result["status"] == "failed" and result["metrics"]["scenes_complete"] == 8 and (folder / "figures/faults.png").stat().st_size > 5000
     assert [step["name"] for step in json.loads((folder / "profile.json").read_text())["steps"]] == ["list_files", "check_files"]
     shutil.move(tmp_path / "aside.tif", mask)
     image.write_bytes(data)
