@@ -347,6 +347,19 @@ def test_listings_agree_with_what_is_there(bucket, s3_folder):
         assert len(answers) == len(set(wanted)) and {a.size for a in answers if a.status == "found"} == {5}
 
 
+def test_a_large_object_is_not_fetched_to_look_at_its_header(bucket, s3_folder, proxy):
+    "Where a server gives no parts, the answer says that the object was only seen to be there"
+    data = tiff(np.random.default_rng(0).normal(size=(1300, 1300)).astype("float32"), "EPSG:32633", (0, 0))
+    assert len(data) > 6e6
+    for name, content in {"whole.tif": data, "cut.tif": data[:-500_000]}.items(): (s3_folder / bucket / name).write_bytes(content)
+    urls, carried = [f"s3://{bucket}/{name}" for name in ("whole.tif", "cut.tif")], []
+    proxy.mend, proxy.carry = True, carried.append
+    assert [(a.status, a.depth) for a in ask(urls, Patience())] == [("found", "whole"), ("truncated", "whole")]
+    assert sum(carried) < 100_000 and {a.depth for a in ask(urls[:1], Patience("decodes"))} == {"decodes"}
+    proxy.mend = False
+    assert {(a.status, a.depth) for a in ask(urls, Patience())} == {("found", "exists")}
+
+
 FORMS = [{}, {"tiled": True, "blockxsize": 64, "blockysize": 64}, {"compress": "deflate"}, {"compress": "lzw", "predictor": 2}, {"BIGTIFF": "YES"},
          {"ENDIANNESS": "BIG"}, {"ENDIANNESS": "BIG", "BIGTIFF": "YES", "compress": "deflate"}, {"interleave": "band", "compress": "zstd"},
          {"driver": "COG", "compress": "deflate", "blocksize": 128}]
