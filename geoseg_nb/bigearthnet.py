@@ -6,7 +6,7 @@
 __all__ = ['SCENE', 'LETTERS', 'SOUTH', 'EDGE', 'PIXELS', 'CORINE', 'UNLABELLED', 'CLASSES', 'LEGENDS', 'BANDS', 'RATIOS',
            'BUCKETS', 'COLUMNS', 'joined', 'patch_folders', 'tile_corner', 'patch_grids', 'by_byte', 'Options',
            'patch_sensors', 'sensors', 'legend', 'placed_below', 'official_table', 'tables', 'read_metadata',
-           'with_paths', 'catalog', 'band_files', 'reference_file', 'read_arrays', 'read']
+           'with_paths', 'catalog', 'band_files', 'reference_file', 'files', 'read_arrays', 'read']
 
 # %% ../nbs/14_bigearthnet.ipynb #c6e6777a
 from functools import lru_cache
@@ -252,6 +252,16 @@ def reference_file(row: dict) -> str:
     "The reference map of a patch, empty where there is none"
     folder = row["reference_path"].rstrip("/")
     return folder and f"{folder}/{folder.rpartition('/')[2]}_reference_map.tif"
+
+# %% ../nbs/14_bigearthnet.ipynb #6868d2fb
+def files(
+    row: dict,
+    options: Options,
+) -> dict[str, list[str]]:  # s1, s2 and ref -> paths
+    "The files that a patch needs, by kind: the bands that are asked for, and the reference map where there is one"
+    of = band_files(row, options.bands)
+    found = {kind: [of[band][0] for band in of if (band in BANDS["s1"]) == (kind == "s1")] for kind in ("s1", "s2")}
+    return {kind: paths for kind, paths in {**found, "ref": [reference_file(row)]}.items() if any(paths)}
 
 # %% ../nbs/14_bigearthnet.ipynb #41390094
 def read_arrays(

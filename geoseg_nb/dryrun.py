@@ -25,6 +25,7 @@ from .storage import free_bytes, is_remote
 # %% ../nbs/60j_dryrun.ipynb #77d74a85
 PLANNERS = {
     "catalog": "geoseg_nb.dataplans:plan_catalog",
+    "check": "geoseg_nb.dataplans:plan_check",
     "split": "geoseg_nb.dataplans:plan_split",
     "tile": "geoseg_nb.dataplans:plan_tile",
     "train": "geoseg_nb.modelplans:plan_train",

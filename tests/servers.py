@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Lock, Thread
+from urllib.parse import unquote
 
 from geoseg_nb.storage import storage
 
@@ -67,7 +68,8 @@ class Proxy(ThreadingHTTPServer):
     """Passes requests on to an S3 server, except for the faults it is told
 
     `faults` are used up one a request: "503", "500", "hang" (no answer), "cut" (half the body, then the end),
-    "lie" (half the body declared as whole), "pass"; when none is left, `always` holds. `rate` is what the line carries, in bytes a second,
+    "lie" (half the body declared as whole), "403" (denied), "pass"; when none is left, `always` holds. `keyed` are faults of paths that hold a text, each time.
+    `rate` is what the line carries, in bytes a second,
     all requests together. `mend`: rclone answers a request for a part with the part and with the status of a whole object, where S3 says 206.
     """
 
@@ -76,7 +78,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: str):
         super().__init__(("127.0.0.1", 0), Handler)
         self.upstream, self.faults, self.always, self.seen, self.released = upstream.removeprefix("http://"), [], "pass", [], Event()
-        self.rate, self.mend, self.line = float("inf"), False, Lock()
+        self.rate, self.mend, self.line, self.keyed = float("inf"), False, Lock(), {}
         Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -105,12 +107,13 @@ class Handler(BaseHTTPRequestHandler):
             body += self.rfile.read(size)
             server.carry(size)
         server.seen.append((self.command, self.path))
-        fault = server.faults.pop(0) if server.faults else server.always
+        fault = next((fault for text, fault in server.keyed.items() if text in unquote(self.path)), "")
+        fault = fault or (server.faults.pop(0) if server.faults else server.always)
         if fault == "hang":
             server.released.wait(60)
             self.close_connection = True
-        elif fault in ("500", "503"):
-            text = b"<Error><Code>SlowDown</Code><Message>busy</Message></Error>"
+        elif fault in ("403", "500", "503"):
+            text = b"<Error><Code>%s</Code><Message>no</Message></Error>" % (b"AccessDenied" if fault == "403" else b"SlowDown")
             self.give(int(fault), {"Content-Length": str(len(text))}, text)
         else:
             self.give(*self.upstream(body), fault)
