@@ -55,7 +55,7 @@ refresh: $(VENV)/.dev
 bench: $(VENV)/.bench
 	rm -rf out/bench
 	$(BIN)/geoseg run bench --out out/bench
-	cp out/bench/95_bench/bench.json out/bench/95_bench/RESULTS.md tests/bench/
+	$(BIN)/python tests/bench/quote.py out/bench/95_bench/bench.json
 
 docs: $(VENV)/.dev
 	$(BIN)/jupyter nbconvert --to html --output-dir _docs nbs/index.ipynb nbs/[0-9]*.ipynb nbs/jobs/*.ipynb

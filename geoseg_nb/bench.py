@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'PEERS', 'Spent', 'cpu_clock', 'cost_of', 'agree', 'Side', 'require_equal', 'race', 'value_row',
            'race_rows', 'cpu_model', 'version_of', 'conditions', 'number_text', 'met_text', 'circumstances',
            'bench_page', 'draw_ratios', 'plot_ratios', 'BenchSpec', 'bench_scripts', 'run_script', 'run_bench',
-           'bench_table']
+           'bench_table', 'margin', 'quoted', 'Scale', 'total_seconds', 'most_workers']
 
 # %% ../nbs/95_bench.ipynb #cdf7b038
 import os
@@ -309,3 +309,60 @@ def bench_table(
     table = pd.DataFrame(bench["rows"], columns=COLUMNS)
     table["goal"] = [f"{b} {number_text(g)}".strip() for b, g in zip(table["bound"], table["goal"])]
     return table[table["bound"] != ""][["row", "what", "side", "per_cpu_s", "ratio", "unit", "goal", "met"]].reset_index(drop=True)
+
+# %% ../nbs/95_bench.ipynb #3f6f803f
+def margin(
+    row: dict,  # with a goal
+) -> float:  # below 1: missed
+    "How far a number is on the right side of its goal"
+    if row["bound"] == "at least": return row["ratio"] / row["goal"]
+    return row["goal"] / row["ratio"] if row["ratio"] > 0 else np.inf
+
+
+def quoted(
+    bench: dict,  # conditions, patches, rounds, rows, left_out
+) -> str:  # Markdown
+    "The hardest side of each question that has a goal, under the conditions of all"
+    hardest = {}
+    for row in bench["rows"]:
+        if row["goal"] is None: continue
+        hardest[row["row"]] = min(hardest.get(row["row"], row), row, key=margin)
+    lines = [circumstances(bench), "", "| row | what | hardest side | found | goal | met |", "|---|---|---|---|---|---|"]
+    for r in hardest.values():
+        found, goal = f"{number_text(r['ratio'])} {r['unit']}", f"{r['bound']} {number_text(r['goal'])}"
+        lines.append(f"| {r['row']} | {r['what']} | {r['side']} | {found} | {goal} | {met_text(r)} |")
+    return "\n".join([*lines, *(f"\nLeft out: {message}." for message in bench["left_out"])])
+
+# %% ../nbs/95_bench.ipynb #cc831bef
+class Scale(NamedTuple):
+    "What one patch costs, and what its shard does"
+
+    patch: float              # seconds of a core a patch
+    serial: float = 0.0       # seconds a patch that do not become less with more workers
+    task: float = 0.001       # seconds of the scheduler a shard
+    read: float = 110_000.0   # bytes a patch, of its files
+    written: float = 90_000.0  # bytes a patch, of the store
+    shard_tiles: int = 64
+    files: int = 7            # requests a patch where they lie in a bucket
+
+    def seconds(self, patches: int, workers: int, bandwidth: float = np.inf, requests: float = np.inf) -> dict:
+        "What each limit alone would take: bandwidth in bytes a second, requests in files a second, both of all workers together"
+        return {"workers": patches * self.patch / workers, "scheduler": patches / self.shard_tiles * self.task,
+                "bandwidth": patches * (self.read + self.written) / bandwidth, "requests": patches * self.files / requests, "serial": patches * self.serial}
+
+
+def total_seconds(
+    limits: dict,  # of `Scale.seconds`
+) -> float:
+    "The time of a conversion: what is serial, and the largest of what happens at once"
+    return limits["serial"] + max(value for name, value in limits.items() if name != "serial")
+
+
+def most_workers(
+    scale: Scale,
+    bandwidth: float,  # bytes a second, of all workers together
+    requests: float,   # files a second, of all workers together
+) -> dict:  # limit -> workers beyond which more of them are idle
+    "Up to how many workers the time is divided by their number"
+    limits = scale.seconds(1, 1, bandwidth, requests)
+    return {name: limits["workers"] / limits[name] for name in ("scheduler", "bandwidth", "requests")}

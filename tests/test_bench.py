@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from geoseg_nb import bench
 from geoseg_nb.bench import (
-    COLUMNS, BenchSpec, Side, agree, bench_page, bench_scripts, bench_table, cost_of, plot_ratios, race, race_rows, run_bench, value_row)
+    COLUMNS, BenchSpec, Scale, Side, agree, bench_page, bench_scripts, bench_table, cost_of, most_workers, plot_ratios, quoted, race,
+    race_rows, run_bench, total_seconds, value_row)
 from geoseg_nb.core import GeosegError, Refused
 from house import ROOT, geoseg
 from hypothesis import given
@@ -85,6 +86,27 @@ def test_the_page_says_what_was_missed_and_the_picture_shows_it():
     ax = plot_ratios(rows)
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(1, 2.0)] and ax.get_xscale() == "log"
     assert bench_table(found)["met"].tolist() == [False, True]
+
+
+def test_what_the_readme_quotes_is_what_was_measured():
+    "README and RESULTS.md say what bench.json says"
+    quote, found = module("quote"), json.loads((ROOT / "tests" / "bench" / "bench.json").read_text())
+    assert quote.block((ROOT / "README.md").read_text())[1] == quoted(found)
+    assert (ROOT / "tests" / "bench" / "RESULTS.md").read_text() == bench_page(found)
+
+
+def test_the_quoted_side_is_the_hardest_one():
+    rows = [value_row(("7", "memory"), name, ratio, "times the memory", ("at most", 1.1)) for name, ratio in (("a", 1.0), ("b", 1.3), ("c", 1.05))]
+    rows += [value_row(("7", "memory"), "d", 99.0, "MB")]
+    said = quoted({"conditions": bench.conditions(), "patches": 8, "rounds": 1, "rows": rows, "left_out": []})
+    assert "| 7 | memory | b | 1.3 times the memory | at most 1.1 | **no** |" in said and said.count("| 7 |") == 1
+
+
+def test_the_formula_of_scale_is_bounded_by_what_is_slowest():
+    scale = Scale(patch=0.004, serial=1e-5, task=0.002)
+    limits = scale.seconds(640_000, 8, bandwidth=1e9, requests=3500)
+    assert limits == {"workers": 320.0, "scheduler": 20.0, "bandwidth": 128.0, "requests": 1280.0, "serial": pytest.approx(6.4)}
+    assert total_seconds(limits) == pytest.approx(1286.4) and most_workers(scale, 1e9, 3500)["requests"] == pytest.approx(2)
 
 
 def test_an_empty_bench_has_a_picture_and_a_table():
