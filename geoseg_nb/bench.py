@@ -348,7 +348,8 @@ class Scale(NamedTuple):
     def seconds(self, patches: int, workers: int, bandwidth: float = np.inf, requests: float = np.inf) -> dict:
         "What each limit alone would take: bandwidth in bytes a second, requests in files a second, both of all workers together"
         return {"workers": patches * self.patch / workers, "scheduler": patches / self.shard_tiles * self.task,
-                "bandwidth": patches * (self.read + self.written) / bandwidth, "requests": patches * self.files / requests, "serial": patches * self.serial}
+                "bandwidth": patches * (self.read + self.written) / bandwidth, "requests": patches * self.files / requests,
+                "serial": patches * self.serial}
 
 
 def total_seconds(

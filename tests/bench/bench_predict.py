@@ -11,8 +11,6 @@ Three ways to the class map of one scene take turns, and their maps are compared
 Row 10 is stitching alone, the scores of all windows being given; 10a the whole prediction of a scene by a U-Net, both sides with the same network,
 windows and batches; 10b the most memory that a scene takes on top of what was there before, at two heights, each in a process of its own.
 """
-import resource
-
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -24,7 +22,7 @@ from geoseg_nb.models import ModelSpec, build_model
 from geoseg_nb.scenes import Scene
 from geoseg_nb.strips import PredictSpec, best_class, class_rows
 from geoseg_nb.windows import Stitcher, Window, WindowPlan, blend_weights, windows
-from sides import alone, measure
+from sides import alone, measure, peak_mb
 
 HOW = {"rows (this package)": "a strip of rows at a time, as predict does it", "sums (numpy)": "weighted sums over the whole scene, divided, argmax",
        "fold (torch)": "torch.nn.functional.fold over all windows at once"}
@@ -120,7 +118,7 @@ def peak(name, height):
     for rows in (64, height):
         for _ in SIDES[name](model, scene_of(rows, 2048)):
             pass
-        used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        used.append(peak_mb())
     print(round(used[1] - used[0]))
 
 

@@ -4,7 +4,6 @@ A script calls `measure(rows)`, where `rows(asked)` gives its rows; `asked.left_
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from geoseg_nb.bigearthnet import LEGENDS, Options, band_files, catalog, referen
 from geoseg_nb.core import make_legend
 from geoseg_nb.loader import Stats, make_loader, make_normaliser
 from geoseg_nb.plan import TileSpec
+from geoseg_nb.profile import own_peak_kib
 from geoseg_nb.products import SourceSpec, source_of
 from geoseg_nb.spec import dumps_json
 from geoseg_nb.stages import Execution
@@ -181,7 +181,7 @@ def alone(script, *words):
 
 
 def peak_mb():
-    "The most memory that this process has held"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    "The most memory that this process has held; getrusage would tell that of its parent where that was more"
+    return own_peak_kib() / 1024
 
 
