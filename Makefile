@@ -11,7 +11,7 @@ help:
 	@echo "make slow        the tests that take minutes"
 	@echo "make lab         JupyterLab on 127.0.0.1 with the notebooks"
 	@echo "make refresh     re-run the notebooks whose committed outputs are stale"
-	@echo "make bench       speed, side by side with what it is compared to"
+	@echo "make bench       speed, side by side with what it is compared to (a quarter of an hour; writes tests/bench/RESULTS.md)"
 	@echo "make docs        the notebooks as HTML pages in _docs/"
 	@echo "make hooks       the pre-commit hook that cleans, exports and lints"
 
@@ -27,6 +27,10 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml | $(VENV)/.made
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.installed
@@ -48,8 +52,10 @@ lab: $(VENV)/.lab
 refresh: $(VENV)/.dev
 	$(BIN)/python tests/refresh.py
 
-bench: $(VENV)/.dev
-	for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+bench: $(VENV)/.bench
+	rm -rf out/bench
+	$(BIN)/geoseg run bench --out out/bench
+	$(BIN)/python tests/bench/quote.py out/bench/95_bench/bench.json
 
 docs: $(VENV)/.dev
 	$(BIN)/jupyter nbconvert --to html --output-dir _docs nbs/index.ipynb nbs/[0-9]*.ipynb nbs/jobs/*.ipynb

@@ -1,6 +1,6 @@
-"""Sliding-window prediction and stitching of a scene: this package against numpy, run by hand
+"""Sliding-window prediction and stitching of a scene: this package against numpy (row 10)
 
-    python tests/bench/bench_predict.py [--edge 1024] [--classes 12] [--size 256] [--overlap 128] [--rounds 5]
+    python tests/bench/bench_predict.py [--edge 1024] [--classes 12] [--window 256] [--overlap 128] [--rounds 5]
 
 Three ways to the class map of one scene take turns, and their maps are compared equal first.
 
@@ -8,27 +8,27 @@ Three ways to the class map of one scene take turns, and their maps are compared
 * sums: numpy sums of weighted scores over the whole scene, divided by the weights and then argmax (the usual loop)
 * fold: `torch.nn.functional.fold` over all windows at once
 
-The first table is stitching alone, the scores of all windows being given. The second is the whole prediction of a scene by a U-Net, both
-sides with the same network, windows and batches. CPU seconds of the process, median of the rounds; the third table is the most memory
-that a scene takes on top of what was there before, at two heights, each in a process of its own.
+Row 10 is stitching alone, the scores of all windows being given; 10a the whole prediction of a scene by a U-Net, both sides with the same network,
+windows and batches; 10b the most memory that a scene takes on top of what was there before, at two heights, each in a process of its own.
 """
-import argparse
-import resource
-import statistics
-import subprocess
-import sys
-import time
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from geoseg_nb.bench import Side, race, race_rows, value_row
 from geoseg_nb.checkpoint import Model, ModelCard
 from geoseg_nb.core import Band, Sensor, make_legend
 from geoseg_nb.models import ModelSpec, build_model
-from geoseg_nb.predict import PredictSpec, best_class, class_rows
 from geoseg_nb.scenes import Scene
+from geoseg_nb.strips import PredictSpec, best_class, class_rows
 from geoseg_nb.windows import Stitcher, Window, WindowPlan, blend_weights, windows
+from sides import alone, measure, peak_mb
+
+HOW = {"rows (this package)": "a strip of rows at a time, as predict does it", "sums (numpy)": "weighted sums over the whole scene, divided, argmax",
+       "fold (torch)": "torch.nn.functional.fold over all windows at once"}
+
+
+def same_map(a, b): return a.shape == b.shape and (a == b).mean() > 0.9999
 
 
 def by_rows(scored, shape, classes, weights):
@@ -60,35 +60,15 @@ def by_fold(scored, shape, classes, weights):
     return (total / weight).argmax(0).numpy().astype("uint8")
 
 
-def cpu_seconds(contenders, rounds):
-    "Contender -> median CPU seconds; they take turns"
-    seconds = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def show(title, seconds, ours):
-    print(f"\n{title}\n{'':24}{'CPU s':>9}{'ours is':>10}")
-    for name, value in seconds.items():
-        print(f"{name:24}{value:9.3f}{'' if name == ours else f'{value / seconds[ours]:9.2f}x'}")
-
-
 def stitching(args):
-    rng, plan = np.random.default_rng(0), WindowPlan(size=args.size, overlap=args.overlap)
-    shape, weights = (args.edge, args.edge), blend_weights(args.size, args.overlap)
-    scored = [(w, rng.random((args.classes, args.size, args.size), dtype="float32")) for w in windows(*shape, plan)]
+    rng, plan = np.random.default_rng(0), WindowPlan(size=args.window, overlap=args.overlap)
+    shape, weights = (args.edge, args.edge), blend_weights(args.window, args.overlap)
+    scored = [(w, rng.random((args.classes, args.window, args.window), dtype="float32")) for w in windows(*shape, plan)]
     sides = {"rows (this package)": by_rows, "sums (numpy)": by_sums, "fold (torch)": by_fold}
-    maps = {name: side(scored, shape, args.classes, weights) for name, side in sides.items()}
-    for name, found in maps.items():
-        same = (found == maps["sums (numpy)"]).mean()
-        assert same > 0.9999, f"{name}: {same:.4%} of the pixels equal"
-    seconds = cpu_seconds({n: lambda side=side: side(scored, shape, args.classes, weights) for n, side in sides.items()}, args.rounds)
-    show(f"stitching {args.edge} x {args.edge}, {args.classes} classes, windows of {args.size} px overlapping by {args.overlap}",
-         seconds, "rows (this package)")
+    def side(name): return Side(name, lambda: sides[name](scored, shape, args.classes, weights), HOW[name])
+    found = race([side(name) for name in sides], args.rounds + 2, equal=same_map)
+    what = f"stitching {args.edge} px, {args.classes} classes, windows of {args.window}"
+    return race_rows(("10", what), found, len(scored), {"sums (numpy)": 1.5})
 
 
 def small_model():
@@ -126,11 +106,8 @@ SIDES = {"rows (this package)": ours, "sums (numpy)": plainly}
 
 def predicting(args):
     model, scene = small_model(), scene_of(args.edge, args.edge)
-    maps = {name: np.concatenate(list(side(model, scene))) for name, side in SIDES.items()}
-    same = (maps["rows (this package)"] == maps["sums (numpy)"]).mean()
-    assert same > 0.9999, f"{same:.4%} of the pixels equal"
-    seconds = cpu_seconds({n: lambda side=side: [None for _ in side(model, scene)] for n, side in SIDES.items()}, args.rounds)
-    show(f"prediction {args.edge} x {args.edge} by a small U-Net, windows of 64 px overlapping by 32", seconds, "rows (this package)")
+    found = race([Side(name, lambda side=side: np.concatenate(list(side(model, scene))), HOW[name]) for name, side in SIDES.items()], args.rounds, equal=same_map)
+    return race_rows(("10a", f"prediction of {args.edge} px by a small U-Net"), found, args.edge**2, {})
 
 
 def peak(name, height):
@@ -141,31 +118,24 @@ def peak(name, height):
     for rows in (64, height):
         for _ in SIDES[name](model, scene_of(rows, 2048)):
             pass
-        used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        used.append(peak_mb())
     print(round(used[1] - used[0]))
 
 
-def memory():
-    print(f"\npeak memory above that of 64 rows, MB, 2048 columns\n{'':24}{'1,024 rows':>12}{'8,192 rows':>12}")
+def memory(args):
+    heights, rows = (256, 512) if args.tiny else (1024, 8192), []
     for name in SIDES:
-        found = [subprocess.run([sys.executable, __file__, "--peak", name, str(rows)], capture_output=True, text=True, check=True).stdout.strip()
-                 for rows in (1024, 8192)]
-        print(f"{name:24}{found[0]:>12}{found[1]:>12}")
+        few, many = (alone(__file__, "--peak", name, "--height", height) for height in heights)
+        note = f"above that of 64 rows, for {heights[1]:,} rows of 2,048 px; {few:,} MB for {heights[0]:,}"
+        rows.append(value_row(("10b", "peak memory of a high scene"), name, many, "MB", how=HOW[name], note=note))
+    return rows
 
 
-def main():
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"edge": 1024, "classes": 12, "size": 256, "overlap": 128, "rounds": 5}.items():
-        options.add_argument(f"--{name}", type=int, default=default)
-    options.add_argument("--peak", nargs=2)
-    args = options.parse_args()
-    torch.set_num_threads(1)
-    if args.peak:
-        return peak(args.peak[0], int(args.peak[1]))
-    stitching(args)
-    predicting(args)
-    memory()
+def rows(args):
+    if args.peak: return peak(args.peak, args.height)
+    if args.tiny: args.edge, args.classes, args.window, args.overlap = 256, 3, 128, 64
+    return [*stitching(args), *predicting(args), *memory(args)]
 
 
 if __name__ == "__main__":
-    main()
+    measure(rows, edge=1024, classes=12, window=256, overlap=128, peak="", height=0)

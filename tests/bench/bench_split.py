@@ -1,15 +1,14 @@
-"""Half a million tiles to parts: the time of every rule and of the leak check
+"""Many tiles to parts: the time of every rule and of the leak check
 
-    python tests/bench/bench_split.py [--rows 480000]
+    python tests/bench/bench_split.py [--tiles 480000]
 
 The tiles lie as those of BigEarthNet do: 1.2 km squares side by side in scenes of 90 x 90, in ten zones. CPU seconds of the process.
 """
-import argparse
-import time
-
 import numpy as np
 import pandas as pd
+from geoseg_nb.bench import cost_of, value_row
 from geoseg_nb.split import SplitSpec, divide
+from sides import measure
 
 
 def tiles(rows: int) -> pd.DataFrame:
@@ -41,19 +40,17 @@ RULES = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=480_000)
-    catalog = tiles(parser.parse_args().rows)
-    print(f"{len(catalog):,} tiles\n{'rule':28s} seconds  check  areas  left out")
-    for name, fields in RULES.items():
-        spec, seconds = SplitSpec(rule=name.split(",")[0], **fields), []
-        for check in (False, True):
-            start = time.process_time()
-            split, dropped = divide(catalog, spec, check)
-            seconds.append(time.process_time() - start)
-        print(f"{name:28s} {seconds[0]:7.1f} {seconds[1] - seconds[0]:6.1f} {len(split):8,} {len(dropped):8,}", flush=True)
+def rows(asked):
+    number, rules = (17_000, {"random": {}}) if asked.tiny else (asked.tiles, RULES)
+    catalog, rows = tiles(number), []
+    for name, fields in rules.items():
+        spec = SplitSpec(rule=name.split(",")[0], **fields)
+        (split, dropped), bare, _ = cost_of(lambda: divide(catalog, spec, False))  # noqa: B023
+        _, cpu, wall = cost_of(lambda: divide(catalog, spec, True))  # noqa: B023
+        note = f"{cpu - bare:.1f} of them for the check; {len(split):,} areas, {len(dropped):,} tiles left out"
+        rows.append(value_row(("split", f"{number:,} tiles to parts"), name, cpu, "CPU seconds", items=number, cpu_s=cpu, wall_s=wall, note=note))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    measure(rows, tiles=120_000)

@@ -1,17 +1,15 @@
 """Raw codes to class indices: Legend.encode against what people write instead
 
-    python tests/bench/bench_words.py [--edge 1024] [--rounds 5]
+    python tests/bench/bench_words.py [--rounds 3]
 
 Every way takes turns on the same labels, and what they give back is compared before a number is printed. CPU seconds of the
 process are the measure, as nanoseconds a pixel. Only `encode` refuses a code that the legend does not know, names it and counts its
 pixels; the others are shown without such a check. The goal is 20 ns a pixel or better.
 """
-import argparse
-import statistics
-import time
-
 import numpy as np
+from geoseg_nb.bench import Side, race, race_rows, value_row
 from geoseg_nb.core import make_legend
+from sides import measure
 
 GOAL = 20  # ns a pixel
 CORINE = [111, 112, 121, 122, 123, 124, 131, 132, 133, 141, 142, 211, 212, 213, 221, 222, 223, 231, 241, 242, 243, 244,
@@ -62,32 +60,17 @@ def by_vectorize(legend, codes):
 WAYS = {"Legend.encode": ours, "np.searchsorted": by_search, "loop over codes": by_class, "np.unique": by_unique, "np.vectorize(dict)": by_vectorize}
 
 
-def nanoseconds(way, legend, codes):
-    start = time.process_time_ns()
-    out = way(legend, codes)
-    return (time.process_time_ns() - start) / codes.size, out
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("edge", 1024), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    asked, missed = parser.parse_args(), []
-    print(f"{asked.edge} x {asked.edge} pixels in squares of 8, median of {asked.rounds} rounds, CPU ns a pixel\n")
+def rows(asked):
+    edge, rows = 64 if asked.tiny else 1024, []
     for title, (legend, known, dtype) in legends().items():
-        squares = np.random.default_rng(0).choice(known, (-(-asked.edge // 8),) * 2)
-        codes = np.kron(squares, np.ones((8, 8), int))[:asked.edge, :asked.edge].astype(dtype)
-        times = {name: [] for name in WAYS}
-        for _ in range(asked.rounds):
-            turn = {name: nanoseconds(way, legend, codes) for name, way in WAYS.items()}
-            for name, (spent, out) in turn.items():
-                assert out.dtype == np.uint8 and np.array_equal(out, turn["np.vectorize(dict)"][1]), f"{title}: {name} disagrees"
-                times[name].append(spent)
-        medians = {name: statistics.median(spent) for name, spent in times.items()}
-        print(f"{title:26}" + "   ".join(f"{name} {spent:.1f}" for name, spent in medians.items()))
-        if medians["Legend.encode"] > GOAL: missed.append(f"{title}: {medians['Legend.encode']:.1f} ns a pixel, the goal is {GOAL}")
-    raise SystemExit("\n".join(missed) or None)
+        squares = np.random.default_rng(0).choice(known, (-(-edge // 8),) * 2)
+        codes = np.kron(squares, np.ones((8, 8), int))[:edge, :edge].astype(dtype)
+        found = race([Side(name, lambda way=way: way(legend, codes), "one thread") for name, way in WAYS.items()], asked.rounds)  # noqa: B023
+        question = ("words", f"codes to classes, {title}")
+        rows.append(value_row(question, "Legend.encode", 1e9 * found["cpu_s"].iloc[0] / codes.size, "ns a pixel", ("at most", GOAL)))
+        rows += race_rows(question, found, codes.size, {})[1:]
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    measure(rows)
