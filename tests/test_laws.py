@@ -45,7 +45,7 @@ def test_no_number_is_given_twice():
     assert len(numbers) == len(set(numbers)), sorted(n for n in numbers if numbers.count(n) > 1)
 
 
-CONTRACT = {"catalog", "sensors", "read"}  # what every product has
+CONTRACT = {"catalog", "sensors", "read", "legend"}  # what every product has, and the classes that it may bring
 
 
 def test_one_name_means_one_thing():
