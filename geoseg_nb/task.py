@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -28,7 +28,7 @@ from .loader import NORMALISERS, Normaliser, drawing_weights, make_loader, part_
 from .losses import class_weights, known_loss, make_loss, weighs_classes
 from .metrics import confusion, log_row, scores
 from .models import (
-    ARCHITECTURES, PRECISIONS, ModelSpec, build_model, known_encoder, local_weights, logits_of, resolve_device,
+    ARCHITECTURES, PRECISIONS, ModelSpec, build_model, known_encoder, local_weights, logits_of, require_pair, resolve_device,
     resolve_precision, set_prior)
 from .ranks import place, share_buffers, summed
 from .samplers import BALANCES, class_pixels
@@ -62,6 +62,11 @@ class NetworkSpec(Spec):
     def _name_is_known(cls, name, info):
         CHECKS[info.field_name](name)
         return name
+
+    @model_validator(mode="after")
+    def _pair_fits(self):
+        require_pair(self.architecture, self.encoder, self.encoder_weights)
+        return self
 
 # %% ../nbs/36a_task.ipynb #a9ed3ffa
 class TrainSpec(NetworkSpec):
