@@ -39,7 +39,7 @@ from .spec import Spec, dumps_json, make, read_config, spec_hash
 from .split import read_split, split_hash, write_split
 from .stages import git_commit
 from .storage import atomic_file, resolve, run_lock, write_atomic
-from .task import Task, TrainSpec, begin_epoch, best_epoch, make_task, model_spec, set_rate, stalled
+from .task import Task, TrainSpec, begin_epoch, best_epoch, effective, make_task, model_spec, set_rate, stalled
 from .tilestore import TileStore, open_store
 from .trackers import mirrored
 
@@ -245,7 +245,7 @@ def make_card(
     "What the model folder tells of a training"
     seen = split[split["part"].isin(["train", "val"])][["scene", "row0", "row1", "col0", "col1"]]
     origin = {"store": identity["store"], "split": identity["split"], "git": git_commit(), "geoseg_nb": __version__,
-              "seed": task.spec.seed, "epoch": row["epoch"], "precision": task.precision}
+              "seed": task.spec.seed, "epoch": row["epoch"], "precision": task.precision, **effective(task.spec)}
     scores = {name: value for name, value in row.items() if "/" in name and math.isfinite(value)}
     return ModelCard(model=model_spec(task.spec, store), sensors=[s.as_dict() for s in store.sensors], legend=store.legend.as_dict(),
                      normaliser=task.normaliser.as_dict(), tile_size=store.manifest.size, overlap=store.manifest.size // 2,
