@@ -10,6 +10,7 @@ __all__ = ['CHECKS', 'SCHEDULES', 'COLUMNS', 'NetworkSpec', 'DeviceSpec', 'Train
 # %% ../nbs/36a_task.ipynb #7c3a7efe
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -68,7 +69,7 @@ class NetworkSpec(Spec):
         require_pair(self.architecture, self.encoder, self.encoder_weights)
         return self
 
-# %% ../nbs/36a_task.ipynb #820c1780
+# %% ../nbs/36a_task.ipynb #0529ab02
 class DeviceSpec(NetworkSpec):
     "The part of a training's specification that says where it runs"
 
@@ -199,16 +200,18 @@ def part_loaders(
     spec: TrainSpec,
     store: TileStore,
     split: pd.DataFrame,  # areas of scenes
+    step: Callable = nullcontext,  # of a profiler: times what it names
 ) -> tuple[DataLoader, DataLoader | None]:
     "Loaders of the training and the validation part, normalised alike; only the first may draw by weight"
     options = {"workers": spec.workers, "prefetch": spec.prefetch, **place()._asdict()}
     drawing = {name: getattr(spec, name) for name in ("clip", "min_labelled", "balance", "foreground", "foreground_share")}
-    train = make_loader(store, split, "train", spec.batch_size, spec.seed, spec.normaliser, **drawing, **options)
-    try:
-        part_rows(store, split, "val")
-    except GeosegError:
-        return train, None
-    return train, make_loader(store, split, "val", spec.batch_size, spec.seed, train.dataset.normaliser, **options)
+    with step("load_train"): train = make_loader(store, split, "train", spec.batch_size, spec.seed, spec.normaliser, **drawing, **options)
+    with step("load_validation"):
+        try:
+            part_rows(store, split, "val")
+        except GeosegError:
+            return train, None
+        return train, make_loader(store, split, "val", spec.batch_size, spec.seed, train.dataset.normaliser, **options)
 
 # %% ../nbs/36a_task.ipynb #04c7e2fa
 def model_spec(
@@ -225,15 +228,17 @@ def make_task(
     spec: TrainSpec,
     store: TileStore,
     split: pd.DataFrame,  # areas of scenes
+    step: Callable = nullcontext,  # of a profiler: times what it names
 ) -> Task:
     "A training made concrete; whatever cannot work is refused here"
     device = resolve_device(spec.device)
-    train, val = part_loaders(spec, store, split)
-    network = build_model(model_spec(spec, store), seed=spec.seed)
-    if spec.prior_bias: set_prior(network, seen_counts(spec, store, train.dataset.rows))
-    network = network.to(device, memory_format=torch.channels_last)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.ema), use_buffers=True) if spec.ema else None
-    if average: average.requires_grad_(False)
+    with step("load_datasets"): train, val = part_loaders(spec, store, split, step)
+    with step("build_model"):
+        network = build_model(model_spec(spec, store), seed=spec.seed)
+        if spec.prior_bias: set_prior(network, seen_counts(spec, store, train.dataset.rows))
+        network = network.to(device, memory_format=torch.channels_last)
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(spec.ema), use_buffers=True) if spec.ema else None
+        if average: average.requires_grad_(False)
     return Task(spec, network, bound_loss(spec, store, train.dataset.rows), AUGMENTS[spec.augment], store.legend,
                 resolve_precision(spec.precision, device), train, val, average)
 
@@ -259,7 +264,7 @@ def step_loss(
     image, label = task.augment(batch["image"], batch["label"], generator)
     return task.loss(logits_of(task.network, image, task.precision), label)
 
-# %% ../nbs/36a_task.ipynb #1598e196
+# %% ../nbs/36a_task.ipynb #4e0a3270
 def effective(
     spec: TrainSpec,
 ) -> dict:  # effective_batch: tiles in a step, on all devices; effective_lr: the highest rate

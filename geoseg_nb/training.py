@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'Keeper', 'save_last', 'keep_epoch', 'signalled', 'Halt', 'make_trainer', 'calm_lightning', 'mend_best',
-           'stand_at', 'fit', 'make_card', 'write_model', 'TrainResult', 'recorded_result', 'RanksJob', 'fit_together',
-           'kept_by', 'one_rank', 'train']
+           'stand_at', 'fit', 'make_card', 'write_model', 'TrainResult', 'recorded_result', 'RanksJob', 'ranks_job',
+           'fit_together', 'kept_by', 'one_rank', 'train']
 
 # %% ../nbs/37_training.ipynb #d0d16c36
 import logging
@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,6 +309,19 @@ class RanksJob(Spec):
     owner: str = ""  # names the training
     progress: bool = True
 
+
+def ranks_job(
+    spec: TrainSpec,
+    store: TileStore,
+    split: pd.DataFrame,
+    folder: Path,
+    owner: str,
+    progress: bool,
+) -> RanksJob:
+    "What the ranks are told, with the split in a file"
+    areas = write_split(split, folder / "split.parquet")
+    return RanksJob(spec=spec, store=str(store.url), split=str(areas), folder=str(folder), owner=owner, progress=progress)
+
 # %% ../nbs/37_training.ipynb #8f38e70d
 def fit_together(
     job: RanksJob,
@@ -363,6 +377,7 @@ def train(
     split: pd.DataFrame,    # areas of scenes, with parts train and, if any, val
     folder,                 # gets checkpoints/, metrics.csv, model/, training.json
     progress: bool = True,  # a line on stderr
+    step: Callable = nullcontext,  # of a profiler: times what it names
 ) -> TrainResult:
     "Trains a model on a store and a split; the same call again goes on where it was killed, or answers at once"
     folder, started = resolve(folder), clock()
@@ -372,12 +387,11 @@ def train(
         if "result" in record and (folder / "model" / "model.json").is_file():
             return recorded_result(folder, record["result"])
         owner = spec_hash({name: record[name] for name in IDENTITY})
-        task = make_task(spec if spec.devices == 1 else spec.replace(device="cpu"), store, split)
-        if spec.devices == 1: keeper = fit(task, folder, progress, owner)
-        else:
-            areas = write_split(split, folder / "split.parquet")
-            keeper = fit_together(RanksJob(spec=spec, store=str(store.url), split=str(areas), folder=str(folder), owner=owner, progress=progress))
-        _, best, notes = write_model(task, keeper, store, split, identity)
+        task = make_task(spec if spec.devices == 1 else spec.replace(device="cpu"), store, split, step)
+        with step("fit"):
+            if spec.devices == 1: keeper = fit(task, folder, progress, owner)
+            else: keeper = fit_together(ranks_job(spec, store, split, folder, owner, progress))
+        with step("write_model"): _, best, notes = write_model(task, keeper, store, split, identity)
         cost = spent(started, keeper.before)
         result = {"history": keeper.history, "best": best, "seconds": round(cost.seconds, 2), "cpu_seconds": round(cost.cpu, 2), "notes": notes}
         write_atomic(folder / RECORD, dumps_json(identity | {"result": result}) + "\n")
