@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'Keeper', 'save_last', 'keep_epoch', 'signalled', 'Halt', 'make_trainer', 'calm_lightning', 'mend_best',
-           'stand_at', 'fit', 'make_card', 'write_model', 'TrainResult', 'recorded_result', 'RanksJob', 'fit_together',
-           'kept_by', 'one_rank', 'train']
+           'stand_at', 'fit', 'make_card', 'write_model', 'TrainResult', 'recorded_result', 'RanksJob', 'ranks_job',
+           'fit_together', 'kept_by', 'one_rank', 'train']
 
 # %% ../nbs/37_training.ipynb #d0d16c36
 import logging
@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from .spec import Spec, dumps_json, make, read_config, spec_hash
 from .split import read_split, split_hash, write_split
 from .stages import git_commit
 from .storage import atomic_file, resolve, run_lock, write_atomic
-from .task import Task, TrainSpec, begin_epoch, best_epoch, make_task, model_spec, set_rate, stalled
+from .task import Task, TrainSpec, begin_epoch, best_epoch, effective, make_task, model_spec, set_rate, stalled
 from .tilestore import TileStore, open_store
 from .trackers import mirrored
 
@@ -245,7 +246,7 @@ def make_card(
     "What the model folder tells of a training"
     seen = split[split["part"].isin(["train", "val"])][["scene", "row0", "row1", "col0", "col1"]]
     origin = {"store": identity["store"], "split": identity["split"], "git": git_commit(), "geoseg_nb": __version__,
-              "seed": task.spec.seed, "epoch": row["epoch"], "precision": task.precision}
+              "seed": task.spec.seed, "epoch": row["epoch"], "precision": task.precision, **effective(task.spec)}
     scores = {name: value for name, value in row.items() if "/" in name and math.isfinite(value)}
     return ModelCard(model=model_spec(task.spec, store), sensors=[s.as_dict() for s in store.sensors], legend=store.legend.as_dict(),
                      normaliser=task.normaliser.as_dict(), tile_size=store.manifest.size, overlap=store.manifest.size // 2,
@@ -308,6 +309,19 @@ class RanksJob(Spec):
     owner: str = ""  # names the training
     progress: bool = True
 
+
+def ranks_job(
+    spec: TrainSpec,
+    store: TileStore,
+    split: pd.DataFrame,
+    folder: Path,
+    owner: str,
+    progress: bool,
+) -> RanksJob:
+    "What the ranks are told, with the split in a file"
+    areas = write_split(split, folder / "split.parquet")
+    return RanksJob(spec=spec, store=str(store.url), split=str(areas), folder=str(folder), owner=owner, progress=progress)
+
 # %% ../nbs/37_training.ipynb #8f38e70d
 def fit_together(
     job: RanksJob,
@@ -363,6 +377,7 @@ def train(
     split: pd.DataFrame,    # areas of scenes, with parts train and, if any, val
     folder,                 # gets checkpoints/, metrics.csv, model/, training.json
     progress: bool = True,  # a line on stderr
+    step: Callable = nullcontext,  # of a profiler: times what it names
 ) -> TrainResult:
     "Trains a model on a store and a split; the same call again goes on where it was killed, or answers at once"
     folder, started = resolve(folder), clock()
@@ -372,12 +387,11 @@ def train(
         if "result" in record and (folder / "model" / "model.json").is_file():
             return recorded_result(folder, record["result"])
         owner = spec_hash({name: record[name] for name in IDENTITY})
-        task = make_task(spec if spec.devices == 1 else spec.replace(device="cpu"), store, split)
-        if spec.devices == 1: keeper = fit(task, folder, progress, owner)
-        else:
-            areas = write_split(split, folder / "split.parquet")
-            keeper = fit_together(RanksJob(spec=spec, store=str(store.url), split=str(areas), folder=str(folder), owner=owner, progress=progress))
-        _, best, notes = write_model(task, keeper, store, split, identity)
+        task = make_task(spec if spec.devices == 1 else spec.replace(device="cpu"), store, split, step)
+        with step("fit"):
+            if spec.devices == 1: keeper = fit(task, folder, progress, owner)
+            else: keeper = fit_together(ranks_job(spec, store, split, folder, owner, progress))
+        with step("write_model"): _, best, notes = write_model(task, keeper, store, split, identity)
         cost = spent(started, keeper.before)
         result = {"history": keeper.history, "best": best, "seconds": round(cost.seconds, 2), "cpu_seconds": round(cost.cpu, 2), "notes": notes}
         write_atomic(folder / RECORD, dumps_json(identity | {"result": result}) + "\n")

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.models import (
-    ARCHITECTURES, AnySize, ModelSpec, adapt_bands, build_model, encoder_state, has_bf16, head_of, logits_of,
+    ARCHITECTURES, OWN_ENCODER, PLAIN, AnySize, ModelSpec, adapt_bands, build_model, encoder_state, has_bf16, head_of, logits_of,
     read_state, resolve_device, set_prior)
+from geoseg_nb.spec import make
+from geoseg_nb.task import TrainSpec
 from safetensors.torch import save_file
 from scipy.stats import entropy
 from timm.models import adapt_input_conv
@@ -22,10 +24,15 @@ torch.set_num_threads(1)
 SIZES = {1: ((61, 61), (100, 37)), 13: ((120, 120),)}  # by bands
 
 
+def spec_of(architecture, **values):
+    "A specification with the encoder that an architecture takes"
+    return ModelSpec(architecture=architecture, encoder=PLAIN if architecture in OWN_ENCODER else "resnet18", **values)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("bands", SIZES)
 def test_every_architecture_takes_any_bands_and_any_size(name, bands):
-    network = build_model(ModelSpec(architecture=name, bands=bands, classes=3), seed=0)
+    network = build_model(spec_of(name, bands=bands, classes=3), seed=0)
     for h, w in SIZES[bands]:
         logits = network(torch.randn(1, bands, h, w))
         assert logits.shape == (1, 3, h, w) and logits.isfinite().all()
@@ -228,7 +235,7 @@ def test_bf16_answers_in_float32_and_close_by():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_first_loss_is_the_entropy_of_the_class_shares(name):
     counts = torch.tensor([3000, 800, 296])
-    network = set_prior(build_model(ModelSpec(architecture=name, classes=3), seed=0), counts)
+    network = set_prior(build_model(spec_of(name, classes=3), seed=0), counts)
     label = torch.repeat_interleave(torch.arange(3), counts)[torch.randperm(64 * 64, generator=torch.Generator().manual_seed(0))].view(1, 64, 64)
     logits = network(torch.randn(1, 2, 64, 64))
     loss = F.cross_entropy(logits, label)
@@ -262,3 +269,42 @@ def test_a_class_that_was_never_seen_keeps_a_chance():
     with torch.inference_mode():
         chances = network(torch.randn(1, 2, 64, 64)).softmax(1)[0, :, 0, 0]
     assert chances.tolist() == pytest.approx([0.998, 0.001, 0.001], rel=1e-5)
+
+
+def test_the_skipless_net_is_layer_by_layer_what_the_first_system_trained():
+    "Counted by hand: in * out * 9 + out of each convolution, in * out + out of the head"
+    channels = [(6, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128), (128, 64)]
+    network = build_model(spec_of("SkiplessUnet", bands=6, classes=256), seed=0).network
+    kernels = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert [(k.in_channels, k.out_channels) for k in kernels] == [*channels, (64, 256)]
+    assert sum(p.numel() for p in network.parameters()) == sum(9 * a * b + b for a, b in channels) + 64 * 256 + 256
+    names = [type(layer).__name__ for part in (network.encoder, network.decoder) for layer in part]
+    conv = ["Conv2d", "ReLU"]
+    assert names == 2 * [*conv, *conv, "MaxPool2d"] + conv + 2 * ["Upsample", *conv]
+
+
+def test_the_skipless_net_is_what_plain_functions_of_torch_make_of_its_weights():
+    network = build_model(spec_of("SkiplessUnet", bands=3, classes=4, options={"widths": [5, 6, 7]}), seed=2).eval()
+    weights = iter([p for p in network.parameters()])
+    image = torch.randn(2, 3, 36, 44)
+    conv = lambda x: F.conv2d(x, next(weights), next(weights), padding=1).relu()
+    with torch.inference_mode():
+        x = F.max_pool2d(conv(conv(image)), 2)
+        x = conv(F.max_pool2d(conv(conv(x)), 2))
+        for _ in range(2): x = conv(x.repeat_interleave(2, -1).repeat_interleave(2, -2))
+        expected = F.conv2d(x, next(weights), next(weights))
+        torch.testing.assert_close(network(image), expected)
+
+
+@pytest.mark.parametrize("values, said", [
+    ({}, "SkiplessUnet has an encoder of its own and takes no 'resnet18': pass encoder='plain'"), ({"encoder": PLAIN, "encoder_weights": "a.pt"}, "takes no encoder_weights"),
+    ({"architecture": "Unet", "encoder": PLAIN}, "Unet has no encoder 'plain'"), ({"encoder": "plane"}, "did you mean 'plain'")])
+def test_what_the_skipless_net_cannot_take_is_refused_by_name(values, said):
+    for kind in (ModelSpec, TrainSpec):
+        with pytest.raises(Refused, match=said): make(kind, {"architecture": "SkiplessUnet", **values})
+
+
+@pytest.mark.parametrize("options, said", [({"decoder_channels": [8]}, "no option of SkiplessUnet 'decoder_channels': known are widths"),
+                                           ({"widths": [64]}, "two or more numbers"), ({"widths": [8, 0]}, "two or more numbers")])
+def test_options_that_the_skipless_net_does_not_have_are_refused(options, said):
+    with pytest.raises(Refused, match=said): build_model(spec_of("SkiplessUnet", options=options), seed=0)

@@ -31,6 +31,7 @@ SPECS = {
     "resnet18": ModelSpec(),
     "floods": ModelSpec(options={"encoder_depth": 3, "decoder_channels": [128, 64, 32]}),
     "pooling": ModelSpec(architecture="PSPNet", options={"encoder_depth": 3}),
+    "skipless": ModelSpec(architecture="SkiplessUnet", encoder="plain", options={"widths": [16, 32, 64]}),
 }
 
 

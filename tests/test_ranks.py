@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 from geoseg_nb import training
+from geoseg_nb.checkpoint import read_card
 from geoseg_nb.core import GeosegError
 from geoseg_nb.loader import make_loader
 from geoseg_nb.ranks import torchrun
@@ -20,7 +22,7 @@ from geoseg_nb.resuming import Preempted, resumable
 from geoseg_nb.samplers import Share
 from geoseg_nb.split import write_split
 from geoseg_nb.storage import sha256
-from geoseg_nb.task import make_task
+from geoseg_nb.task import effective, make_optimiser, make_task, set_rate
 from geoseg_nb.training import fit, train
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,6 +147,32 @@ def test_two_ranks_are_one_process_with_twice_the_batch(house, pair, tmp_path): 
     assert max(np.abs(ours[name] - theirs[name]).max() for name in theirs) < 1e-4
     other = train(STEADY.replace(batch_size=3), store, split, tmp_path / "other", progress=False)
     assert abs(other.metrics["train/loss"] - one.metrics["train/loss"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_two_ranks_with_a_scaled_rate_are_one_process_with_twice_the_batch_and_the_rate(house, tmp_path):  # noqa: F811
+    "And not one with the rate as it was; record and card say both"
+    _, store, split = house
+    spec = STEADY.replace(epochs=1)
+    two = train(spec.replace(devices=2, batch_size=3, scale_lr=True), store, split, tmp_path / "two", progress=False)
+    one = train(spec.replace(batch_size=6, lr=2 * spec.lr), store, split, tmp_path / "one", progress=False)
+    still = train(spec.replace(batch_size=6), store, split, tmp_path / "still", progress=False)
+    ours, theirs, other = (load_file(r.model_folder / "model.safetensors") for r in (two, one, still))
+    np.testing.assert_allclose(two.metrics["lr"], one.metrics["lr"], rtol=1e-12)
+    assert max(np.abs(ours[name] - theirs[name]).max() for name in theirs) < 1e-4 < max(np.abs(ours[name] - other[name]).max() for name in other)
+    told = read_card(two.model_folder).provenance
+    assert (told["effective_batch"], told["effective_lr"]) == (6, pytest.approx(6e-4)) and read_card(still.model_folder).provenance["effective_lr"] == 3e-4
+    assert "| effective_batch | 6 |" in (two.model_folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("devices, scale_lr, rate", [(1, False, 3e-4), (1, True, 3e-4), (4, False, 3e-4), (4, True, 12e-4)])
+def test_the_rate_is_multiplied_only_when_asked_and_only_by_devices(house, devices, scale_lr, rate):  # noqa: F811
+    _, store, split = house
+    task = make_task(SPEC.replace(lr=3e-4, warmup=0, schedule="constant", accumulate=2), store, split)
+    task = replace(task, spec=task.spec.replace(devices=devices, scale_lr=scale_lr))
+    optimiser = make_optimiser(task)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(rate) == set_rate(optimiser, task, 3) == optimiser.param_groups[0]["lr"]
+    assert effective(task.spec) == {"effective_batch": 8 * 2 * devices, "effective_lr": pytest.approx(rate)}
 
 
 @pytest.mark.slow

@@ -382,9 +382,10 @@ def test_the_average_is_the_exponential_one_and_is_what_is_judged_and_kept(house
     assert found["val/loss"] == pytest.approx(result.best["val/loss"], rel=1e-6)
 
 
-def test_an_averaged_training_resumes_to_the_same_bits(house, tmp_path, monkeypatch):
+@pytest.mark.parametrize("network", [{}, {"architecture": "SkiplessUnet", "encoder": "plain", "model_options": {"widths": [8, 16, 32]}}])
+def test_an_averaged_training_resumes_to_the_same_bits(house, tmp_path, monkeypatch, network):
     _, store, split = house
-    spec = SPEC.replace(epochs=2, ema=0.9)
+    spec = SPEC.replace(epochs=2, ema=0.9, **network)
     whole = train(spec, store, split, tmp_path / "whole", progress=False)
     task = make_task(spec, store, split)
     task.train.sampler.set_epoch(0)
