@@ -143,11 +143,13 @@ def plan_tiles(
     "What a tiling run will do; nothing is read; an empty catalog is refused"
     if not len(catalog): raise Refused("the catalog is empty: there is nothing to tile")
     index = plan_index(spec, catalog)
-    ids = pd.Index(catalog["id"].astype(str))
-    batches = []
+    at = pd.Index(catalog["id"].astype(str)).get_indexer(index["scene"])
+    in_order, batches = catalog.iloc[at] if spec.order == "shuffled" else None, []
     for shards in group_shards(index, spec.shard_tiles, spec.order):
-        rows = index.iloc[shards[0] * spec.shard_tiles : (shards[-1] + 1) * spec.shard_tiles]
-        batches.append(Batch(shards, rows, catalog.iloc[ids.get_indexer(rows["scene"].unique())]))
+        part = slice(shards[0] * spec.shard_tiles, (shards[-1] + 1) * spec.shard_tiles)
+        own = pd.unique(at[part])
+        apart = in_order is not None and len(own) == len(at[part])  # a slice of half a million rows is had for nothing
+        batches.append(Batch(shards, index.iloc[part], in_order.iloc[part] if apart else catalog.iloc[own]))
     return index, batches
 
 # %% ../nbs/21b_plan.ipynb #18932a4d

@@ -52,7 +52,7 @@ def by_bytes(
 # %% ../nbs/22_tiling.ipynb #02371894
 def _identity(spec, catalog, source) -> dict:
     "Hashes of what a store is cut from"
-    how = [name for name in ("id", "crs", "transform", "height", "width", "resampled") if name in catalog]
+    how = [name for name in ("id", "crs", "transform", "height", "width", "resampled", "drawn", "drawn_of") if name in catalog]
     paths = file_columns(catalog)
     there = sorted({path for column in paths.values() for path in column if path})
     with ThreadPoolExecutor(4) as pool:
@@ -308,7 +308,7 @@ def tile(
         create_store(url, store)
         do = partial(write_batch, url=storage(url), store=store, reader=source.reader, skip=execution.on_error == "skip")
         whole, done = execution.replace(on_error="raise"), partial(batch_done, url=root)
-        run_items(do, batches, whole, key=lambda b: f"shard {b.shards[0]}", done=done, desc="tile")
+        run_items(do, batches, whole, key=lambda b: f"shard {b.shards[0]}", done=done, desc=f"tile, {store.shard_tiles} a shard")
         count_failures(root, store, execution.max_failures)
         finish_store(url)
     return open_store(url)
