@@ -30,7 +30,7 @@ from .raster import open_raster
 from .scenes import Scene, open_scene, scene_of_row, unlabelled
 from .spec import dumps_json
 from .stages import Execution, failures, run_items
-from .storage import inside, resolve, run_lock, safe_name
+from .storage import inside, is_remote, resolve, run_lock, safe_name
 from .strips import DEFAULT, PredictSpec, class_rows, device_and_precision, score_rows, window_plan
 from .swath import flag_meanings, grid_of_row
 
@@ -265,9 +265,9 @@ def row_prints(
     reader: Callable,  # its options count as well
 ) -> list | None:  # None where the row names no file
     "What the map of a row is made from"
-    named = [str(resolve(v)) for v in unlabelled(row).values() if isinstance(v, str) and os.path.isfile(resolve(v))]
-    prints = file_prints(named)
-    return prints and [*prints, ["", str(getattr(reader, "args", ()))]]
+    here = [resolve(v) for v in unlabelled(row).values() if isinstance(v, str) and not is_remote(v)]
+    prints = file_prints([str(path) for path in here if os.path.isfile(path)])
+    return prints and [*prints, ["", f"{getattr(reader, 'product', '')} {getattr(reader, 'options', '')}"]]
 
 # %% ../nbs/42_predict.ipynb #de8fdd78
 @dataclass(frozen=True)

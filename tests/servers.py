@@ -69,8 +69,8 @@ class Proxy(ThreadingHTTPServer):
 
     `faults` are used up one a request: "503", "500", "hang" (no answer), "cut" (half the body, then the end),
     "lie" (half the body declared as whole), "403" (denied), "pass"; when none is left, `always` holds. `keyed` are faults of paths that hold a text, each time.
-    `rate` is what the line carries, in bytes a second,
-    all requests together. `mend`: rclone answers a request for a part with the part and with the status of a whole object, where S3 says 206.
+    `rate` is what the line carries, in bytes a second, all requests together; `delay` the seconds that each request is on its way; `busiest` how many
+    were on their way at once. `mend`: rclone answers a request for a part with the part and with the status of a whole object, where S3 says 206.
     """
 
     daemon_threads = True
@@ -79,6 +79,7 @@ class Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.upstream, self.faults, self.always, self.seen, self.released = upstream.removeprefix("http://"), [], "pass", [], Event()
         self.rate, self.mend, self.line, self.keyed = float("inf"), False, Lock(), {}
+        self.delay, self.under_way, self.busiest = 0.0, 0, 0
         Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -88,6 +89,16 @@ class Proxy(ThreadingHTTPServer):
     def carry(self, size: int):
         "Takes the time that some bytes need on the line"
         with self.line: time.sleep(size / self.rate)
+
+    @contextmanager
+    def travelling(self):
+        "A request on its way"
+        with self.line: self.under_way, self.busiest = self.under_way + 1, max(self.busiest, self.under_way + 1)
+        try:
+            time.sleep(self.delay)
+            yield
+        finally:
+            with self.line: self.under_way -= 1
 
     def end(self):
         self.released.set()
@@ -116,7 +127,8 @@ class Handler(BaseHTTPRequestHandler):
             text = b"<Error><Code>%s</Code><Message>no</Message></Error>" % (b"AccessDenied" if fault == "403" else b"SlowDown")
             self.give(int(fault), {"Content-Length": str(len(text))}, text)
         else:
-            self.give(*self.upstream(body), fault)
+            with server.travelling(): found = self.upstream(body)
+            self.give(*found, fault)
 
     def upstream(self, body):
         connection = http.client.HTTPConnection(self.server.upstream, timeout=30)

@@ -23,6 +23,7 @@ from geoseg_nb.plan import TileSpec
 from geoseg_nb.products import SourceSpec, hand_over, measured_catalog, source_of
 from geoseg_nb.spec import make
 from geoseg_nb.split import SplitSpec, divide, make_split, parts_of_groups
+from geoseg_nb.stages import Execution
 from geoseg_nb.storage import storage
 from geoseg_nb.synthetic import SyntheticSpec, synthetic_table, write_synthetic
 from geoseg_nb.tiling import tile
@@ -286,6 +287,25 @@ def test_a_bucket_is_read_as_a_folder_is(bucket, tmp_path):
     assert stores[0].index["id"].tolist() == stores[1].index["id"].tolist() and stores[0].legend.names == list(CLASSES)
 
 
+def test_patches_of_a_bucket_are_fetched_many_at_a_time(bucket, proxy, tmp_path):
+    "Each request takes 50 ms on its way; the first error calls the others off and names its patch"
+    write_synthetic(str(tmp_path / "v2"), SyntheticSpec(patches=24))
+    for path in (tmp_path / "v2").rglob("*.*"): storage(f"s3://{bucket}").write(path.relative_to(tmp_path).as_posix(), path.read_bytes())
+    spec = SourceSpec(product="bigearthnet", root=f"s3://{bucket}/v2", legend={}, measure=False, checksums=False)
+    scenes, source, here = measured_catalog(spec)[0], source_of(spec), catalog(tmp_path / "v2").set_index("id")
+    proxy.delay, proxy.busiest = 0.05, 0
+    store = tile(TileSpec(size=120, overlap=0, order="shuffled"), scenes, source, tmp_path / "a.zarr", Execution(workers=1))
+    assert proxy.busiest >= 16
+    held = tilestore.read_rows(store, range(24))
+    for i, name in enumerate(store.index["scene"]):
+        assert np.array_equal(held["s2"][i], read({**here.loc[name], "id": name}).s2.values)
+    first = store.index["scene"][0]
+    proxy.keyed, proxy.seen = {f"{first}_B02": "403"}, []
+    with pytest.raises(GeosegError, match=f"{first}: s3://.*B02.tif.*403"):
+        tile(TileSpec(size=120, overlap=0, order="shuffled"), scenes, source, tmp_path / "b.zarr", Execution(workers=1))
+    assert len([path for _, path in proxy.seen if ".tif" in path]) < 24 * 7
+
+
 def test_an_object_that_is_missing_or_cut_names_its_patch(bucket, tmp_path):
     write_synthetic(f"s3://{bucket}/v2", SyntheticSpec(patches=2))
     rows, place = catalog(f"s3://{bucket}/v2"), storage(f"s3://{bucket}/v2")
@@ -298,10 +318,10 @@ def test_an_object_that_is_missing_or_cut_names_its_patch(bucket, tmp_path):
 
 
 @pytest.mark.slow
-def test_fractions_share_one_store_stop_where_killed_and_go_on_with_what_is_missing(tmp_path):
-    "kill -9 in the training of the second member: nothing that was done is done again, and the report draws score and time"
-    write_synthetic(tmp_path / "v2", SyntheticSpec(patches=240))
-    run, words = tmp_path / "run", ("bigearthnet_fractions", "--variant", "small", "-p", f"catalog.root={tmp_path / 'v2'}")
+def test_fractions_share_one_store_stop_where_killed_and_go_on_with_what_is_missing(bucket, tmp_path):
+    "Patches of a bucket; kill -9 in the training of the second member: nothing that was done is done again, and the report draws score and time"
+    write_synthetic(f"s3://{bucket}/v2", SyntheticSpec(patches=240))
+    run, words = tmp_path / "run", ("bigearthnet_fractions", "--variant", "small", "-p", f"catalog.root=s3://{bucket}/v2")
     kill_when(run, (run / "fraction-0.3" / "37_train" / "metrics.csv").exists, *words)
     done = sorted(path.parent for path in run.rglob("result.json") if json.loads(path.read_text())["status"] == "complete")
     assert [path.relative_to(run).as_posix() for path in done] == [
