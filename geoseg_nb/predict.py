@@ -267,7 +267,7 @@ def row_prints(
     "What the map of a row is made from"
     here = [resolve(v) for v in unlabelled(row).values() if isinstance(v, str) and not is_remote(v)]
     prints = file_prints([str(path) for path in here if os.path.isfile(path)])
-    return prints and [*prints, ["", f"{getattr(reader, 'product', '')} {getattr(reader, 'options', '')}"]]
+    return prints and [*prints, ["", " ".join(str(getattr(reader, name, "")) for name in ("product", "options", "args"))]]
 
 # %% ../nbs/42_predict.ipynb #de8fdd78
 @dataclass(frozen=True)
