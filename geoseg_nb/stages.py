@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -68,9 +69,7 @@ class Outcome:
     seconds: float = field(default=0.0, compare=False)  # of a done item
 
 # %% ../nbs/06_stages.ipynb #7ff9903c
-def reason(
-    error: BaseException,
-) -> str:  # one line
+def reason(error: BaseException) -> str:  # one line
     "What went wrong, for a table of failures"
     kind, text = type(error).__name__, masked(" ".join(str(error).split()))
     if kind == "KilledWorker":
@@ -125,13 +124,17 @@ def local_cluster(execution: Execution) -> "distributed.LocalCluster":  # noqa: 
 # %% ../nbs/06_stages.ipynb #1affee18
 @contextmanager
 def on_dashboard(client, report: str) -> Iterator[None]:  # report: HTML file, or empty
-    "Tells where the work can be watched and keeps Dask's account of it; without bokeh, or a file for it, neither"
+    "Tells where the work can be watched and keeps Dask's account of it, which costs no work where it fails; without bokeh or a file for it neither"
     if not report or not find_spec("bokeh"):
         yield
     else:
         from distributed import performance_report
         tqdm.write(f"Dask dashboard: {client.dashboard_link}", file=sys.stderr)
-        with client.as_current(), performance_report(filename=report): yield
+        with client.as_current():
+            (account := performance_report(filename=report)).__enter__()
+            yield
+            try: account.__exit__(None, None, None)
+            except Exception as error: warnings.warn(f"no Dask report {report}: {reason(error)}; the work is done", stacklevel=2)
 
 
 @contextmanager
@@ -261,16 +264,12 @@ def run_items(
     return [found[id] for id in order]
 
 # %% ../nbs/06_stages.ipynb #d38065ad
-def tally(
-    outcomes: list[Outcome],
-) -> dict[str, int]:  # status -> items
+def tally(outcomes: list[Outcome]) -> dict[str, int]:  # status -> items
     "How many items were done, found done, and failed"
     return {status: sum(o.status == status for o in outcomes) for status in ("done", "skipped", "failed")}
 
 
-def failures(
-    outcomes: list[Outcome],
-) -> dict[str, str]:  # id -> reason
+def failures(outcomes: list[Outcome]) -> dict[str, str]:  # id -> reason
     "Every failed item and why"
     return {o.id: o.reason for o in outcomes if o.status == "failed"}
 

@@ -9,11 +9,12 @@ __all__ = ['FETCHES', 'by_bytes', 'store_spec', 'Strip', 'to_strip', 'tiles_area
            'cut_from', 'repair_store']
 
 # %% ../nbs/22_tiling.ipynb #d624eb12
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import geopandas
@@ -158,9 +159,9 @@ FETCHES = 32  # tiles that a worker fetches at a time; two workers have 64 reque
 def tiles_at_once(
     reader: StripReader,
 ) -> int:
-    "How many tiles of a batch are read at a time"
-    texts = [value for row in islice(reader.scenes.values(), 1) for value in row.values() if isinstance(value, str)]
-    return FETCHES if not reader.strips and any(map(is_remote, texts)) else 1
+    "How many tiles of a batch are read at a time: several where each lies in objects of its own"
+    places = [value for row in reader.scenes.values() for value in row.values() if isinstance(value, str) and is_remote(value)]
+    return FETCHES if not reader.strips and places and len(set(places)) == len(places) else 1
 
 
 def in_order(
@@ -168,12 +169,16 @@ def in_order(
     rows: Iterable,  # of the index
     at_once: int,
 ) -> Iterator:  # of strips, in the order of the rows
-    "The strips of some tiles; an error calls the others off"
+    "The strips of some tiles, few of them waiting to be taken; an error calls the others off, and so does whoever closes it"
     if at_once == 1:
         yield from map(strip_of, rows)
         return
-    pool = ThreadPoolExecutor(at_once, thread_name_prefix="fetch")
-    try: yield from pool.map(strip_of, rows)
+    pool, under_way = ThreadPoolExecutor(at_once, thread_name_prefix="fetch"), deque()
+    try:
+        for row in rows:
+            if len(under_way) == 2 * at_once: yield under_way.popleft().result()
+            under_way.append(pool.submit(strip_of, row))
+        while under_way: yield under_way.popleft().result()
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/22_tiling.ipynb #ff8e3119
@@ -183,8 +188,7 @@ def measure_tiles(
 ) -> pd.DataFrame:  # valid, labelled: fractions; count_<class>: pixels that are valid and of the class
     "What the tiles of a shard hold"
     seen, names = valid_pixels(store, arrays), store.parts[1].names
-    of_tile = 256 * np.arange(len(seen))[:, None, None] + arrays["label"]
-    found = np.bincount(of_tile[seen], minlength=256 * len(seen)).reshape(-1, 256)[:, : len(names)]
+    found = np.array([np.bincount(label[known], minlength=256)[: len(names)] for label, known in zip(arrays["label"], seen)])
     counts = {f"count_{name}": found[:, i] for i, name in enumerate(names)}
     return pd.DataFrame({"valid": seen.mean((1, 2)), "labelled": found.sum(1) / store.size**2, **counts})
 
@@ -213,10 +217,11 @@ def cut_shard(
     "The tiles of a shard, ready to be written"
     plans, problems = array_plans(store), []
     arrays = {name: np.empty((len(rows), *p.shape[1:]), p.dtype) for name, p in plans.items()}
-    for i, (row, strip) in enumerate(zip(rows.itertuples(), in_order(strip_of, rows.itertuples(), at_once))):
-        problems.append(strip if isinstance(strip, str) else "")
-        for name, plan in plans.items():
-            arrays[name][i] = plan.fill if problems[-1] else tile_values(strip, name, row, plan, store.size // plan.shape[-1])
+    with closing(in_order(strip_of, rows.itertuples(), at_once)) as strips:
+        for i, (row, strip) in enumerate(zip(rows.itertuples(), strips)):
+            problems.append(strip if isinstance(strip, str) else "")
+            for name, plan in plans.items():
+                arrays[name][i] = plan.fill if problems[-1] else tile_values(strip, name, row, plan, store.size // plan.shape[-1])
     measured = measure_tiles(store, arrays).assign(problem=problems)
     return arrays, rows.assign(**{name: measured[name].to_numpy() for name in measured})
 
@@ -369,8 +374,9 @@ def _mend(root, batch, store, reader, damaged):
     "Replaces the damaged shards of a batch"
     known = pd.read_parquet(root / INDEX, columns=["id", "problem"])
     problems, strip_of = dict(zip(known["id"], known["problem"])), strip_reader(batch, store, reader)
+    strip_or_problem, at_once = lambda row: problems[row.id] or strip_of(row), tiles_at_once(strip_of)
     for k in sorted(damaged & set(batch.shards)):
-        replace_shard(root, k, *cut_shard(k, rows_of_shard(batch, store, k), store, lambda row: problems[row.id] or strip_of(row)))
+        replace_shard(root, k, *cut_shard(k, rows_of_shard(batch, store, k), store, strip_or_problem, at_once))
 
 # %% ../nbs/22_tiling.ipynb #b4141a8f
 def cut_from(

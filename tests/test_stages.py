@@ -276,6 +276,14 @@ def test_dask_leaves_its_own_account_of_the_work(tmp_path, capsys):
     assert "Dask dashboard: http://127.0.0.1:" in capsys.readouterr().err
 
 
+def test_an_account_that_cannot_be_kept_costs_no_work_and_hides_no_error(tmp_path):
+    lost = str(tmp_path)  # a folder
+    with pytest.warns(UserWarning, match="no Dask report .*directory"):
+        assert [o.value for o in run_items(len, ["a"], Execution(backend="dask", workers=1, report=lost))] == [1]
+    with pytest.raises(GeosegError, match="7: TypeError"):
+        run_items(len, [7], Execution(backend="dask", workers=1, report=lost))
+
+
 def test_a_scheduler_that_is_not_there_is_refused():
     with pytest.raises(Refused, match="no Dask scheduler answers at tcp://127.0.0.1:1"):
         run_items(len, ["a"], Execution(backend="dask", address="tcp://127.0.0.1:1"))
