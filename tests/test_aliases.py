@@ -4,10 +4,14 @@ import shutil
 
 import pandas as pd
 import pytest
+import yaml
 from geoseg_nb.aliases import write_earlier_profiles
 from geoseg_nb.loader import part_rows
 from geoseg_nb.split import read_split
+from geoseg_nb.synthetic import SyntheticSpec, write_synthetic
 from geoseg_nb.tilestore import open_store
+
+from house import geoseg
 
 CONVERSION = ["read_metadata", "split_and_sample", "spark_init", "write_train", "write_validation", "write_test"]  # as its source has them
 TRAINING = ["gpu_setup", "verify_paths", "strategy_init", "dataset_metadata", "load_datasets", "load_train", "load_validation", "load_test",
@@ -73,7 +77,7 @@ def test_only_complete_jobs_are_told_of_and_a_lost_record_stops_nothing(run):
     (run / "43_evaluate" / "result.json").unlink()
     (run / "11_split" / "split.parquet").unlink()
     (run / "10_catalog" / "profile.json").write_text("{cut")
-    assert len(write_earlier_profiles(run)) == 2
+    with pytest.warns(UserWarning, match="10_catalog.profile.json"): assert len(write_earlier_profiles(run)) == 2
     converted, trained = profiles(run)
     assert [step["name"] for step in converted["steps"]] == ["split_and_sample", "spark_init"] and converted["summary"]["train_samples"] is None
     assert "evaluation" not in [step["name"] for step in trained["steps"]] and trained["summary"]["test_accuracy"] is None
@@ -101,3 +105,62 @@ def test_a_secret_in_a_message_is_masked(run, monkeypatch):
     write_earlier_profiles(run)
     told = [path.read_text() for path in (run / "profile").iterdir()]
     assert any(" with " in text for text in told) and not any("canary" in text for text in told)
+
+
+@pytest.mark.parametrize("job, damage, made", [
+    ("37_train", lambda profile: [], ["conversion"]),
+    ("37_train", lambda profile: {"steps": []}, ["conversion"]),
+    ("37_train", lambda profile: profile | {"steps": [{"name": "fit"}]}, ["conversion"]),
+    ("37_train", lambda profile: profile | {"host_info": None}, ["conversion"]),
+    ("22_tile", lambda profile: profile | {"steps": [{"name": "tile", "timestamp": 0, "duration": "long"}]}, ["train"]),
+    ("22_tile", lambda profile: None, [])])
+def test_a_damaged_profile_is_named_in_a_warning_and_stops_no_job(run, job, damage, made):
+    path = run / job / "profile.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.warns(UserWarning, match=f"{job}.profile.json|{'train' if job == '37_train' else 'conversion'}_profile.json") as heard:
+        assert [path.name for path in write_earlier_profiles(run)] == [f"{name}_profile.json" for name in made]
+    assert len(heard) == 1 and "left out" in str(heard[0].message)
+
+
+def test_a_training_whose_host_tells_of_no_cuda_had_no_gpu(run):
+    path = run / "37_train" / "profile.json"
+    profile = json.loads(path.read_text())
+    for host in (profile["host_info"] | {"cuda": None}, {}):
+        path.write_text(json.dumps(profile | {"host_info": host}))
+        write_earlier_profiles(run)
+        assert profiles(run)[1]["summary"]["gpu_count"] == 0
+
+
+def test_a_store_that_is_gone_is_warned_of(run):
+    shutil.rmtree(run / "22_tile" / "tiles.zarr")
+    with pytest.warns(UserWarning, match="left out"): assert write_earlier_profiles(run) == []
+
+
+@pytest.mark.slow
+def test_members_that_share_a_store_each_tell_their_own_share_of_it(tmp_path):
+    "Of a catalog of half the patches the members take 10, 30 and 50 % of the full table; counts are by the split's file, seconds by the tile job's"
+    write_synthetic(tmp_path / "v2", SyntheticSpec(patches=240))
+    (tmp_path / "mine").mkdir()
+    shares = (0.1, 0.3, 0.5)
+    given = {"recipe.yml": {"jobs": ["10_catalog", "22_tile", "11_split"], "matrix": {"11_split.fraction": list(shares)}},
+             "10_catalog.yml": {"product": "bigearthnet", "root": str(tmp_path / "v2"), "options": {"fraction": 0.5, "seed": 42},
+                                "legend": {}, "measure": False, "checksums": False},
+             "22_tile.yml": {"size": 120, "overlap": 0, "order": "shuffled", "shard_tiles": 16}, "11_split.yml": {"rule": "column", "column": "split"}}
+    for name, value in given.items(): (tmp_path / "mine" / name).write_text(yaml.safe_dump(value))
+    done, run = geoseg("run", tmp_path / "mine", "--out", tmp_path / "run"), tmp_path / "run"
+    assert done.returncode == 0, done.stderr[-3000:]
+    tiled, result = of_job(run, "22_tile")
+    seconds, tiles = sum(step["duration"] for step in tiled["steps"] if step["name"] == "tile"), result["metrics"]["tiles"]
+    size = sum(path.stat().st_size for path in (run / "22_tile" / "tiles.zarr").rglob("*") if path.is_file() and path.name != ".lock")
+    for share in shares:
+        member = run / f"fraction-{share}"
+        write_earlier_profiles(member)
+        told = json.loads((member / "profile" / "conversion_profile.json").read_text())
+        held, summary = pd.read_parquet(member / "11_split" / "split.parquet")["part"].value_counts(), told["summary"]
+        assert summary["fraction"] == share and summary["total_patches"] == summary["total_rows"] == held.sum() < 240 * (share + 0.05)
+        assert [summary[f"{part}_samples"] for part in ("train", "validation", "test")] == [held["train"], held["val"], held["test"]]
+        written = sum(step["duration"] for step in told["steps"] if step["name"].startswith("write_"))
+        assert written == pytest.approx(seconds * held.sum() / tiles, abs=1e-5)
+        assert summary["dataset_size_gb"] == pytest.approx(size / 1e9 * held.sum() / tiles)
+        assert summary["train_total_data_size_gb"] == pytest.approx(size / 1e9 * held["train"] / tiles)
+    assert held.sum() == tiles, "the largest member is the whole store"
