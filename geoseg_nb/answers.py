@@ -18,7 +18,7 @@ from stat import S_ISDIR
 from typing import NamedTuple
 
 from .core import GeosegError, require_extra
-from .extents import Verdict, look_into
+from .extents import LARGEST, RASTERS, Verdict, look_into
 from .objects import PAGE, PART, S3Storage, all_bytes, client, explained, fault, may_pass, pauses, split_url
 from .objects import part as object_part
 from .storage import file_part, is_remote, storage
@@ -147,30 +147,32 @@ def object_start(
     store,  # obstore client
     place: S3Storage,
     key: str,
-    every: bool,  # all bytes are needed
+    most: int,  # bytes of an object that is fetched whole where the server gives no parts
 ) -> tuple[int, str, bytes]:  # size, etag, the bytes
-    "The first bytes of an object; all of them where needed, or where the server gives no parts and the object is small"
+    "The first bytes of an object; all of them where the server gives no parts and the object is small enough"
     obstore, partless = s3_library(), place.endpoint in PARTLESS
-    try: answer = obstore.get(store, key, options={} if partless or every else {"range": (0, FIRST_BYTES)})
+    try: answer = obstore.get(store, key, options={} if partless else {"range": (0, FIRST_BYTES)})
     except obstore.exceptions.BaseError as error:
         if fault(error)[0] == 416: return 0, "", b""  # of no bytes there is no part
         if "non-partial" not in str(error): raise
         PARTLESS.add(place.endpoint)
-        return object_start(store, place, key, every)
+        return object_start(store, place, key, most)
     size = answer.meta["size"]
-    length = size if every or partless and size <= PART else 0 if partless else min(size, FIRST_BYTES)
+    length = min(size, FIRST_BYTES) if not partless else size if size <= most else 0
     return size, answer.meta["e_tag"] or "", all_bytes(answer, length) if length else b""
 
 # %% ../nbs/10g_answers.ipynb #276c73ea
 def look_at_object(store, place: S3Storage, key: str, depth: str) -> tuple[int, str, Verdict]:  # size, etag, what was found
     "One look at an object; an error where a part of it comes short"
-    size, etag, start = object_start(store, place, key, depth == "decodes")
+    decoded = depth == "decodes" and key.lower().endswith(RASTERS)
+    size, etag, start = object_start(store, place, key, LARGEST if decoded else PART)
     if size and not start: return size, etag, Verdict("found", "", "exists")
 
     def part(first, length):
-        if first + length <= len(start): return start[first : first + length]
-        data = object_part(s3_library(), store, key, first, length)
-        if len(data) < min(length, size - first): raise OSError(f"read - {len(data)} of {length} bytes")
+        have, length = start[first : first + length], min(length, size - first)
+        if len(have) >= length: return have
+        data = have + object_part(s3_library(), store, key, first + len(have), length - len(have))
+        if len(data) < length: raise OSError(f"read - {len(data)} of {length} bytes")
         return data
 
     return size, etag, look_into(key, size, part, depth)

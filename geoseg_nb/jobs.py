@@ -156,7 +156,9 @@ class Published(Spec):
 
     @model_validator(mode="after")
     def whole_rows(self):
-        "Every row has a value a column, else Refused"
+        "Every row has a value a column, and every column a heading of its own, else Refused"
+        unclear = [name for name in self.columns if not name.strip() or self.columns.count(name) > 1]
+        if unclear or not self.columns: raise Refused(f"columns {self.columns} of {self.source}: each needs a heading of its own", item="columns")
         ragged = [row for row in self.rows if len(row) != len(self.columns)]
         if ragged: raise Refused(f"row {ragged[0]} of {self.source} has {len(ragged[0])} values for {len(self.columns)} columns", item="rows")
         return self

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from threading import Event
 from typing import Literal
@@ -134,7 +135,7 @@ ANSWERS = ["path", "status", "size", "etag", "reason", "attempts", "depth"]
 
 
 def found_before(folder: Path, pin: str) -> pd.DataFrame:  # ANSWERS, found ones alone
-    "What earlier starts found, by the same depth at the same server"
+    "What earlier starts found, by the same depth at the same server; of a bucket it is trusted without asking again"
     tables = []
     for path in [folder / "files.parquet", *sorted((folder / "asked").glob("*.parquet"))]:
         try: table = pd.read_parquet(path)
@@ -242,12 +243,13 @@ def check_files(
 # %% ../nbs/19a_presence.ipynb #ddcd1ebb
 def scene_report(
     id: str,
-    rows: pd.DataFrame,  # the files of one scene
+    rows: list[tuple],  # the files of one scene: id, kind, path, status, reason, size
 ) -> dict:
     "A scene that lacks something, in the words of the report"
-    bad = rows[rows["status"] != "found"]
-    kinds = {f"{kind}_exists": kind not in set(bad["kind"]) for kind in rows["kind"].unique()}
-    reasons = bad[["path", "status", "reason", "size"]].to_dict("records")
+    bad = [row for row in rows if row.status != "found"]
+    lacking = {row.kind for row in bad}
+    kinds = {f"{row.kind}_exists": row.kind not in lacking for row in rows}
+    reasons = [{"path": row.path, "status": row.status, "reason": row.reason, "size": row.size} for row in bad]
     return {"patch_id": id, "all_exist": False, **kinds, "reasons": reasons}
 
 
@@ -256,8 +258,9 @@ def check_report(
     fraction: float,
 ) -> dict:
     "How many scenes have all their files, and what the others lack"
-    bad = set(files.loc[files["status"] != "found", "id"])
-    missing = [scene_report(id, rows) for id, rows in files[files["id"].isin(bad)].groupby("id")]
+    bad = files["id"].isin(set(files.loc[files["status"] != "found", "id"]))
+    rows = files.loc[bad, ["id", "kind", "path", "status", "reason", "size"]].sort_values("id", kind="stable").itertuples(index=False)
+    missing = [scene_report(id, list(own)) for id, own in groupby(rows, lambda row: row.id)]
     total = files["id"].nunique()
     return {"all_files_found": total - len(missing), "not_found": len(missing), "missing_patches": missing, "total_checked": total,
             "fraction_used": fraction}

@@ -13,10 +13,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from geoseg_nb.core import GeosegError, Refused
-from geoseg_nb.jobs import Step, bind, check_values, parameters_cell, plan_steps, read_parameters
+from geoseg_nb.jobs import Published, Step, bind, check_values, parameters_cell, plan_steps, read_parameters
 from geoseg_nb.launch import JobFailed, execute
 from geoseg_nb.requests import Request, prepare
 from geoseg_nb.runs import read_job
+from geoseg_nb.spec import make
 from geoseg_nb.stages import earlier
 from geoseg_nb.storage import folder_sha256, run_lock, sha256, storage
 from house import JOBS, ROOT, geoseg
@@ -476,3 +477,10 @@ def test_a_request_is_checked_whole_before_it_starts(tmp_path):
     steps, run = prepare(Request(name="floods", out=str(tmp_path), assignments=["train.epochs=2"]))
     assert [s.job for s in steps] == ORDER and run == tmp_path
     assert next(s.values["epochs"] for s in steps if s.job == "37_train") == 2
+
+
+@pytest.mark.parametrize("columns", [["unit", "F1", "F1"], ["unit", "", "F1"], ["unit", " ", "F1"], []], ids=["twice", "empty", "blank", "none"])
+def test_figures_of_others_have_a_heading_of_their_own_each(columns):
+    "Of two equal headings the last value would be shown twice"
+    with pytest.raises(Refused, match="of a paper: each needs a heading of its own"):
+        make(Published, {"caption": "c", "source": "a paper", "columns": columns, "rows": [[1] * len(columns)]})
