@@ -98,7 +98,7 @@ def rows(asked):
     sides = [make(asked, truth, root) for make in (ours, one_chunk, parquet)]
     found = race(sides, asked.rounds, wanted=list(range(len(truth))))
     catalog, made, some = scenes(root), source(root), list(files_of(pd.read_parquet(root / "metadata.parquet"), root))[:200]
-    reading = cost_of(lambda: [made.reader(row, bands=BANDS) for _, row in catalog[:200].iterrows()]).cpu / len(some)
+    reading = cost_of(lambda: [made.reader.arrays(row, bands=BANDS) for row in catalog[:200].to_dict("records")]).cpu / len(some)
     loop, each = cost_of(lambda: [by_rasterio(files) for files in some]).cpu / len(some), found["cpu_s"] / len(truth)
     note = f"of our {1e3 * each[0]:.2f} ms a patch, {1e3 * reading:.2f} are the product's reader; of theirs, {1e3 * loop:.2f} the rasterio loop"
     parts = {"2": found.iloc[[0, 1]], "3": found.iloc[[0, 2]]}
