@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", default="", metavar="DIR",
                      help="the run folder or s3://... (default: a new one)")
     run.add_argument("-f", dest="files", action="append", default=[], metavar="FILE",
-                     help="parameters of a job; where several run, the file is named after its job, 37_train.yml")
+                     help="a job's parameters; for a recipe, named 37_train.yml")
     run.add_argument("-p", dest="assignments", action="append", default=[], metavar="[JOB.]NAME=VALUE",
                      help="one parameter")
     run.add_argument("--variant", default="", help="a variant of the recipe")

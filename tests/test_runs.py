@@ -173,7 +173,7 @@ def test_a_job_declares_in_code_what_it_reads():
     assert not quoted
 
 
-READS = {"10_catalog": [], "19a_check": [], "11_split": ["catalog"], "22_tile": ["catalog"], "37_train": ["split", "tile"], "42_predict": ["catalog", "train"],
+READS = {"10_catalog": [], "19a_check": [], "11_split": ["catalog"], "22_tile": ["catalog"], "95_bench": [], "37_train": ["split", "tile"], "42_predict": ["catalog", "train"],
          "43_evaluate": ["catalog", "split", "train"], "62_report": ["catalog", "evaluate", "predict", "split", "tile", "train"]}
 
 
