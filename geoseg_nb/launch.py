@@ -35,7 +35,7 @@ from .profile import size_text, used_kib
 from .redact import HELD, masked
 from .spec import Spec, dumps_json, loads_json
 from .stages import find_job, handle_of, read_result
-from .storage import absolute, is_remote, resolve, room_for, run_lock, safe_name, write_atomic
+from .storage import absolute, is_remote, packaged, resolve, room_for, run_lock, safe_name, write_atomic
 
 # %% ../nbs/60a_launch.ipynb #e3ffa800
 def runs_root() -> Path | str:
@@ -121,7 +121,7 @@ def named_files(
     return {text: fingerprint(path, run) for text, path in found.items() if not path.is_relative_to(run)}
 
 # %% ../nbs/60a_launch.ipynb #05d97579
-WHERE = ("address", "backend", "memory", "threads")  # parameters that say where a stage computes, and change nothing of its result
+WHERE = ("address", "backend", "memory", "threads")  # of the package's own jobs: where a stage computes, which changes nothing of its result
 
 
 def launch_facts(
@@ -131,7 +131,8 @@ def launch_facts(
     result, inputs = result_of(step.folder), inputs_of(step.notebook)
     source = result.get("outputs", {}).get("source", "")
     members = [path for name in inputs for path in sorted(step.run.glob(f"*/*_{name}/result.json"))]
-    values = {name: value for name, value in step.values.items() if name not in WHERE}
+    idle = WHERE if step.notebook.parent == packaged("jobs") else ()  # what they mean in a job of one's own, nobody knows
+    values = {name: value for name, value in step.values.items() if name not in idle}
     return {"values": values, "code": code_print(), "notebook": digest(step.notebook.read_bytes()),
             "earlier": {name: digest(dumps_json(result_of(find_job(step.run, name))).encode()) for name in inputs},
             "source": fingerprint(Path(source), step.run) if source and Path(source).exists() else "",
