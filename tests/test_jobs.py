@@ -309,7 +309,8 @@ def notice(run, condition, *words, signals=(signal.SIGTERM,)):
     "Start a run, send the launcher its signals once a condition holds: exit code, what it said, seconds it took to end"
     place = ["--out", str(run)] if run else []
     process = subprocess.Popen([sys.executable, "-m", "geoseg_nb.cli", "run", *map(str, words), *place],
-                               cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                               cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # tests in the background ignore it
     end = time.monotonic() + 240
     while not condition() and process.poll() is None and time.monotonic() < end: time.sleep(0.02)
     assert process.poll() is None, "the run ended before it could be told"
