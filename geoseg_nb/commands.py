@@ -111,7 +111,8 @@ def damage_lines(
 def verify_store(asked: Namespace) -> Answer:
     "Every byte of a tile store against its manifest"
     from geoseg_nb.mirror import workplace
-    from geoseg_nb.tilestore import read_manifest, verify
+    from geoseg_nb.repair import verify
+    from geoseg_nb.tilestore import read_manifest
 
     damaged = verify(require_store(asked.place))
     manifest = read_manifest(workplace(asked.place))[0]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESERVED', 'CODECS', 'INDEX', 'FORMAT', 'StoreSpec', 'shard_count', 'shard_rows', 'fill_value', 'needs_valid',
            'sensor_attributes', 'label_attributes', 'ArrayPlan', 'axis_names', 'array_plans', 'shard_bytes',
-           'shard_files', 'valid_pixels', 'coordinates', 'metadata_files', 'check_shard', 'require_no_secret',
+           'shard_files', 'marked', 'valid_pixels', 'coordinates', 'metadata_files', 'check_shard', 'require_no_secret',
            'spec_texts', 'row_texts', 'ShardRecord', 'Manifest', 'codec_settings', 'open_array', 'coordinate',
            'write_layout', 'consolidate']
 
@@ -153,18 +153,24 @@ def shard_files(spec: StoreSpec, k: int) -> dict[str, str]:
     return {name: "/".join([name, "c", str(k)] + ["0"] * (len(p.shape) - 1)) for name, p in array_plans(spec).items()}
 
 # %% ../nbs/20_layout.ipynb #3c15391c
+def marked(spec: StoreSpec) -> list[str]:
+    "The arrays that tell which pixels were not seen"
+    own = [s.name for s in spec.parts[0] if s.nodata is not None or np.dtype(s.dtype).kind == "f"]
+    return own + ["valid"] * needs_valid(spec)
+
+
 def valid_pixels(
     spec: StoreSpec,  # or a manifest
-    arrays: dict[str, np.ndarray],  # name -> [n, ...], as read or about to be written
+    arrays: dict[str, np.ndarray],  # name -> [n, ...], as read or about to be written; those that are marked, at least
 ) -> np.ndarray:  # bool [n, y, x]
     "True where every band of every sensor was seen"
-    seen = [arrays["valid"]] if "valid" in arrays else []
-    width = max(array.shape[-1] for array in arrays.values())
-    for s in spec.parts[0]:
+    largest = max(arrays.values(), key=lambda array: array.shape[-1])
+    seen = [arrays["valid"]] if "valid" in arrays else [np.ones((len(largest), *largest.shape[-2:]), bool)]
+    for s in (s for s in spec.parts[0] if s.name in marked(spec)):
         image = arrays[s.name]
         good = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
         known = (good if s.nodata is None else good & (image != s.nodata)).all(axis=1)
-        seen.append(repeated(known, width // image.shape[-1]))
+        seen.append(repeated(known, largest.shape[-1] // image.shape[-1]))
     return np.logical_and.reduce(seen)
 
 # %% ../nbs/20_layout.ipynb #d87e4045

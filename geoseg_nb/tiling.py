@@ -33,11 +33,12 @@ from .plan import (  # noqa: F401  the plan belongs to the stage
 from .products import Source, received
 from .room import require_room
 from .spec import make, read_config, spec_hash
-from .stages import Execution, Outcome, check_failures, earlier, output, reason, run_items
+from .repair import replace_shard, verify
+from .stages import Execution, Outcome, Progress, check_failures, earlier, output, reason, run_items
 from .storage import is_remote, storage
 from .tilestore import (
-    MANIFEST, PROGRESS, TileStore, create_store, is_begun, finish_store, open_store, read_manifest, replace_shard, require_ours,
-    shard_done, shard_tables, verify, write_shard)
+    MANIFEST, PROGRESS, TileStore, create_store, is_begun, finish_store, open_store, read_manifest, require_ours,
+    shard_done, shard_tables, write_shard)
 from .windows import Window, cut, visible
 
 # %% ../nbs/22_tiling.ipynb #25ddab30
@@ -313,7 +314,8 @@ def tile(
         create_store(url, store)
         do = partial(write_batch, url=storage(url), store=store, reader=source.reader, skip=execution.on_error == "skip")
         whole, done = execution.replace(on_error="raise"), partial(batch_done, url=root)
-        run_items(do, batches, whole, key=lambda b: f"shard {b.shards[0]}", done=done, desc=f"tile, {store.shard_tiles} a shard")
+        def tiles(batch): return shard_rows(store, batch.shards[-1])[1] - shard_rows(store, batch.shards[0])[0]
+        run_items(do, batches, whole, key=lambda b: f"shard {b.shards[0]}", done=done, desc=Progress("tile", "tile", tiles))
         count_failures(root, store, execution.max_failures)
         finish_store(url)
     return open_store(url)

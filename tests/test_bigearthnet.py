@@ -13,7 +13,7 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoseg_nb import loader, tilestore
+from geoseg_nb import gather, tilestore
 from geoseg_nb.bigearthnet import BANDS, CLASSES, CORINE, LEGENDS, Options, band_files, catalog, patch_folders, patch_grids, read, tile_corner
 from geoseg_nb.core import GeosegError, GridMismatch, Refused, make_legend
 from geoseg_nb.jobs import load_recipe, recipe_folders
@@ -154,7 +154,7 @@ def test_a_loader_of_a_fraction_reads_only_the_first_shards(drawn_store, monkeyp
     "240 patches: 7, 24 and 120 of them in shards of 8; what is read is noted where it is read"
     rows, store = drawn_store
     split, read = make_split(rows, SplitSpec(rule="column", column="split", fraction=share)), set()
-    monkeypatch.setattr(loader, "read_shard", lambda store, k: read.add(k) or tilestore.read_shard(store, k))
+    monkeypatch.setattr(gather, "read_shard", lambda store, k, *more: read.add(k) or tilestore.read_shard(store, k, *more))
     ids = [id for part in ("train", "val", "test") for batch in make_loader(store, split, part, normaliser="none") for id in batch["id"]]
     assert len(ids) == len(set(ids)) == len(split) and read == set(range(shards))
 

@@ -40,7 +40,8 @@ from geoseg_nb.probabilities import read_probabilities
 from geoseg_nb.scenes import Scene
 from geoseg_nb.shapes import area_measure, write_shapes
 from geoseg_nb.stac import map_item
-from geoseg_nb.stages import Execution, local_cluster
+from geoseg_nb.pools import local_cluster
+from geoseg_nb.stages import Execution
 from geoseg_nb.strips import scorer
 from geoseg_nb.style import style_path
 from geoseg_nb.swath import swath_of

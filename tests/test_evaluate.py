@@ -34,7 +34,8 @@ from geoseg_nb.scenes import open_scene
 from geoseg_nb.scoring import Scored, grouped, mean_row, score_table, summary_table
 from geoseg_nb.spec import dumps_json
 from geoseg_nb.split import SplitSpec, make_split, split_hash, write_split
-from geoseg_nb.stages import Execution, local_cluster
+from geoseg_nb.pools import local_cluster
+from geoseg_nb.stages import Execution
 from geoseg_nb.storage import sample_folder, write_atomic
 from house import JOBS, ROOT
 

@@ -27,7 +27,8 @@ from geoseg_nb.models import ModelSpec, build_model
 from geoseg_nb.predict import (
     ONE, PredictSpec, as_model, class_rows, map_folder, predict, predict_all, predict_files, predict_scene, row_prints, window_plan)
 from geoseg_nb.scenes import Scene, open_scene
-from geoseg_nb.stages import Execution, local_cluster
+from geoseg_nb.pools import local_cluster
+from geoseg_nb.stages import Execution
 from geoseg_nb.strips import scene_strips, scorer
 from geoseg_nb.windows import WindowPlan, blend_weights
 

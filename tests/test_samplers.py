@@ -1,10 +1,10 @@
-"What an epoch draws: as often as the weights say, block by block, each draw once over all ranks"
+"What an epoch draws: as often as the weights say, a few shards at a time, each draw once over all ranks"
 import numpy as np
 import pytest
-from geoseg_nb import loader as loader_module
+from geoseg_nb import gather
 from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.loader import LoaderSpec, Recent, drawing_weights, make_loader
-from geoseg_nb.samplers import BlockShuffle, Share, drawn, class_pixels, tile_weights
+from geoseg_nb.samplers import ShardShuffle, Share, drawn, class_pixels, tile_weights
 from geoseg_nb.spec import make
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +12,8 @@ from test_loader import split_of, tidy, write_store
 
 NAMES = ["water", "forest", "ice"]
 EPOCHS = 400
-ORDER = [3, 13, 4, 12, 14, 5, 10, 11, 9, 2, 0, 1, 7, 6, 8]  # seed 4, epoch 2, blocks of 2 of 5 shards
+WHOLE = [10, 7, 6, 3, 13, 8, 11, 4, 9, 2, 0, 12, 14, 5, 1]  # seed 4, epoch 2, all 5 shards mixed, as in the first release
+FEW = [3, 4, 13, 5, 12, 14, 0, 2, 1, 11, 10, 7, 9, 6, 8]  # the same, 2 of 5 mixed, since shards join one at a time
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_classes_come_as_often_as_the_weights_promise(counts, balance, foregroun
     chance = oracle(counts, balance, [NAMES.index(name) for name in foreground], share)
     weights = tile_weights(counts, NAMES, balance, foreground, share)
     np.testing.assert_allclose(weights, chance, rtol=1e-12)
-    times = frequencies(BlockShuffle(np.arange(300) // 7, 5, 11, weights=weights))
+    times = frequencies(ShardShuffle(np.arange(300) // 7, 5, 11, weights=weights))
     assert times.sum() == pytest.approx(300)
     assert np.abs(times - 300 * chance).max() < 4 * 0.5 / np.sqrt(EPOCHS), "each tile, within four standard deviations of a rounding"
     np.testing.assert_allclose(times @ counts / (times @ counts).sum(), chance @ counts / (chance @ counts).sum(), rtol=0.02)
@@ -82,14 +83,14 @@ def test_a_sample_comes_its_weight_rounded_up_or_down(weights, seed):
 def test_a_draw_reads_a_shard_once_and_is_shared_out_whole(sizes, mix, seed, ranks, batch):
     shards = np.repeat(np.arange(len(sizes)) * 3, sizes)
     weights = np.random.default_rng(seed).exponential(size=len(shards)) ** 3
-    sampler = BlockShuffle(shards, mix, seed, weights=weights)
+    sampler = ShardShuffle(shards, mix, seed, weights=weights)
     order = list(sampler)
-    assert len(order) == len(sampler) == len(shards) and order == list(BlockShuffle(shards, mix, seed, weights=weights))
+    assert len(order) == len(sampler) == len(shards) and order == list(ShardShuffle(shards, mix, seed, weights=weights))
     reads = []
     recent = Recent(lambda k: reads.append(k), keep=mix)
     for i in order: recent(shards[i])
-    assert sorted(reads) == sorted(set(shards[order].tolist())), "with memory for one block"
-    mine = [list(BlockShuffle(shards, mix, seed, Share(rank, ranks, batch), weights)) for rank in range(ranks)]
+    assert sorted(reads) == sorted(set(shards[order].tolist())), "with memory for as many as are mixed"
+    mine = [list(ShardShuffle(shards, mix, seed, Share(rank, ranks, batch), weights)) for rank in range(ranks)]
     assert sorted(i for one in mine for i in one if i >= 0) == sorted(order), "repetitions included"
     sampler.seen = len(order) // 2
     assert list(sampler) == order[len(order) // 2:]
@@ -98,7 +99,7 @@ def test_a_draw_reads_a_shard_once_and_is_shared_out_whole(sizes, mix, seed, ran
 
 
 def test_another_epoch_draws_other_samples(counts):
-    sampler = BlockShuffle(np.arange(300) // 7, 5, weights=tile_weights(counts, NAMES, "classes"))
+    sampler = ShardShuffle(np.arange(300) // 7, 5, weights=tile_weights(counts, NAMES, "classes"))
     draws = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -106,11 +107,22 @@ def test_another_epoch_draws_other_samples(counts):
     assert len(set(draws)) == 3
 
 
-def test_orders_of_earlier_releases_are_kept():
-    "Written down from the first release: a resumed training and a recipe count on them"
-    sampler = BlockShuffle(np.repeat(np.arange(5), 3), 2, seed=4)
+@pytest.mark.parametrize(("mix", "order"), [(5, WHOLE), (9, WHOLE), (2, FEW)])
+def test_orders_of_earlier_releases_are_kept(mix, order):
+    "Written down: a resumed training and a recipe count on them"
+    sampler = ShardShuffle(np.repeat(np.arange(5), 3), mix, seed=4)
     sampler.set_epoch(2)
-    assert list(sampler) == ORDER
+    assert list(sampler) == order
+
+
+@given(st.lists(st.integers(1, 40), min_size=6, max_size=30), st.integers(1, 5), st.integers(0, 2**32))
+def test_shards_join_one_at_a_time_and_stay_as_long_as_they_are_mixed(sizes, mix, seed):
+    shards = np.repeat(np.arange(len(sizes)), sizes)
+    order = shards[list(ShardShuffle(shards, mix, seed))]
+    first = [order.tolist().index(k) for k in range(len(sizes))]
+    last = [len(order) - 1 - order[::-1].tolist().index(k) for k in range(len(sizes))]
+    joined = np.argsort(first)
+    for place, k in enumerate(joined[:-mix]): assert last[k] < first[joined[place + mix]], "it has left when another takes its place"
 
 
 def test_weights_come_from_the_index_and_no_pixel_is_read(tmp_path, monkeypatch):
@@ -118,7 +130,7 @@ def test_weights_come_from_the_index_and_no_pixel_is_read(tmp_path, monkeypatch)
     arrays["label"][:] = 0
     arrays["label"][[3, 8]] = 1
     store = write_store(tmp_path, arrays)
-    monkeypatch.setattr(loader_module, "read_shard", None)
+    monkeypatch.setattr(gather, "load_tiles", None)
     options = {"normaliser": "none", "balance": "foreground", "foreground": ["water"], "foreground_share": 0.8}
     loader = make_loader(store, split_of("t" * 20), "train", **options)
     order = list(loader.sampler)

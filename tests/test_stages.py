@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 import geoseg_nb
 from geoseg_nb.core import GeosegError, GridMismatch, Refused, TooManyFailures
+from geoseg_nb.pools import dask_client, local_cluster
 from geoseg_nb.stages import (
+    Progress,
     Execution,
     Outcome,
-    dask_client,
     earlier,
     failures,
     git_commit,
-    local_cluster,
     open_job,
     output,
     record,
@@ -316,6 +316,13 @@ def test_progress_has_rate_and_remaining_time(capsys):
     run_items(time.sleep, [0.45 + i / 1000 for i in range(12)], Execution(workers=2), desc="tile")
     shown = capsys.readouterr().err
     assert re.search(r"tile:.*12/12 \[\d+:\d+<\d+:\d+, .*(it/s|s/it)", shown), shown
+
+
+def test_progress_counts_what_the_items_hold_and_takes_earlier_ones_for_no_speed(capsys):
+    run_items(time.sleep, [0.9, 0.9001, 0.9002, 0.9003], Execution(workers=1), done=lambda s: 1 if s == 0.9 else None, desc=Progress("tile", "tile", lambda s: 64))
+    shown = capsys.readouterr().err
+    rates = [float(rate) for rate in re.findall(r"256/256 .* (\d+\.\d+)tile/s", shown)]
+    assert rates and 55 < rates[-1] < 75, shown
 
 
 def test_short_work_is_silent(capsys):

@@ -13,9 +13,10 @@ import xarray as xr
 import zarr
 from geoseg_nb.core import Band, GeosegError, Refused, Sensor, make_legend
 from geoseg_nb.layout import StoreSpec, array_plans, shard_count, shard_rows, valid_pixels
+from geoseg_nb.repair import replace_shard, verify
 from geoseg_nb.storage import folder_sha256
 from geoseg_nb.tilestore import (
-    cached, create_store, finish_store, open_store, read_rows, read_shard, replace_shard, shard_done, verify, write_shard)
+    cached, create_store, finish_store, open_store, read_rows, read_shard, shard_done, write_shard)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

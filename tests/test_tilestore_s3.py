@@ -11,7 +11,8 @@ from geoseg_nb.catalog import read_catalog, write_catalog
 from geoseg_nb.core import GeosegError, Refused
 from geoseg_nb.stages import Execution
 from geoseg_nb.storage import files_below, storage
-from geoseg_nb.tilestore import create_store, open_store, read_rows, read_shard, shard_done, verify
+from geoseg_nb.repair import verify
+from geoseg_nb.tilestore import create_store, open_store, read_rows, read_shard, shard_done
 from geoseg_nb.tiling import repair, tile
 from servers import objects
 from test_tilestore import finished, make_spec, write

@@ -17,7 +17,8 @@ from geoseg_nb.products import hand_over
 from geoseg_nb.raster import to_dataset
 from geoseg_nb.stages import Execution, open_job, record
 from geoseg_nb.storage import folder_sha256, sample_folder
-from geoseg_nb.tilestore import open_store, read_rows, verify
+from geoseg_nb.repair import verify
+from geoseg_nb.tilestore import open_store, read_rows
 from geoseg_nb.tiling import (
     Source, TileSpec, cut_from, plan_tiles, repair, repair_store, skipped_scenes, tile, tile_counts, tiles_area)
 from hypothesis import given, settings

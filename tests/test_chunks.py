@@ -1,0 +1,92 @@
+"Our short way through a shard, held against Zarr's own pipelines: every type, every codec, chunks that were left out, and damage"
+import numpy as np
+import pytest
+import zarr
+from geoseg_nb.chunks import LEFT_OUT, chunk_places, read_bytes, read_chunks, view_chunks, without_sum
+from geoseg_nb.core import GeosegError
+from geoseg_nb.layout import CODECS, ArrayPlan
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+KINDS = {"uint16": 7, "float32": np.nan, "uint8": 255, "bool": False, "int16": -9999, "float64": 0.0, "int32": 5}
+
+
+def make(folder, kind, codec, shape, each, values):
+    "An array of shards as the store has it, written by zarr-python alone"
+    array = zarr.create_array(folder, shape=shape, dtype=kind, fill_value=KINDS[kind], chunks=(1, *shape[1:]), shards=(each, *shape[1:]),
+                              compressors=CODECS[codec](), zarr_format=3, overwrite=True)
+    array[:] = values
+    return ArrayPlan(("tile", "y", "x"), shape, kind, KINDS[kind], {})
+
+
+def parts(folder, plan, codec, each):
+    "Every shard by both ways of reading"
+    for k in range(-(-plan.shape[0] // each)):
+        path, wanted = folder / "c" / str(k) / "0" / "0", range(min(each, plan.shape[0] - k * each))
+        yield read_chunks(path, plan, codec, each, wanted), view_chunks(read_bytes(path), plan, each, wanted) if codec == "none" else None
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(sorted(KINDS)), codec=st.sampled_from(sorted(CODECS)), tiles=st.integers(1, 9), each=st.integers(1, 5),
+       size=st.tuples(st.integers(1, 9), st.integers(1, 9)), seed=st.integers(0, 99))
+def test_tiles_are_what_zarr_reads(tmp_path, kind, codec, tiles, each, size, seed):
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 2, (tiles, *size)).astype(kind) if kind == "bool" else random.integers(0, 99, (tiles, *size)).astype(kind)
+    values[random.random(tiles) < 0.3] = KINDS[kind]                                    # left out
+    if tiles > 2: values[2] = values[1]                                                 # the same bytes twice
+    plan = make(tmp_path / "a", kind, codec, values.shape, each, values)
+    wanted = zarr.open_array(tmp_path / "a", mode="r")[:]
+    np.testing.assert_array_equal(np.concatenate([read for read, _ in parts(tmp_path / "a", plan, codec, each)]), wanted)
+    np.testing.assert_array_equal(wanted, values)
+    if codec == "none": np.testing.assert_array_equal(np.concatenate([np.stack(views) for _, views in parts(tmp_path / "a", plan, codec, each)]), wanted)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_any_byte_that_changed_is_found(tmp_path, codec):
+    values = np.random.default_rng(0).integers(0, 999, (3, 5, 4)).astype("uint16")
+    plan = make(tmp_path / "a", "uint16", codec, values.shape, 3, values)
+    path = tmp_path / "a/c/0/0/0"
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 16]) + good[at + 1:])
+        with pytest.raises(GeosegError): read_chunks(path, plan, codec, 3, range(3))
+        if codec == "none":
+            with pytest.raises(GeosegError): view_chunks(read_bytes(path), plan, 3, range(3))
+    for cut in range(len(good)):
+        path.write_bytes(good[:cut])
+        with pytest.raises(GeosegError): read_chunks(path, plan, codec, 3, range(3))
+
+
+def index_of(*places):
+    from google_crc32c import value
+    table = np.array(places, "<u8").tobytes()
+    return np.frombuffer(table + value(table).to_bytes(4, "little"), np.uint8)
+
+
+@pytest.mark.parametrize("place", [(0, 10**6), (10**9, 4), (2**63, 2**63), (2**64 - 2, 2**64 - 2), (LEFT_OUT - 1, 8)])
+def test_an_index_that_leads_out_of_its_shard_is_an_error(place):
+    with pytest.raises(GeosegError, match="leads out"): chunk_places(index_of(place), 1)
+    assert chunk_places(index_of((LEFT_OUT, LEFT_OUT)), 1) == [[LEFT_OUT, LEFT_OUT]]
+
+
+def test_bytes_without_room_for_a_checksum_are_an_error():
+    with pytest.raises(GeosegError, match="checksum"): without_sum(np.zeros(3, np.uint8))
+
+
+def test_a_chunk_of_another_size_is_an_error_and_writes_nowhere_else(tmp_path):
+    "A tile of another shape than the plan says, rightly summed: a store whose metadata were edited"
+    values = np.random.default_rng(0).integers(0, 999, (2, 8, 8)).astype("uint16")
+    for codec in CODECS:
+        plan = make(tmp_path / codec, "uint16", codec, values.shape, 2, values)
+        for shape in ((2, 4, 8), (2, 16, 8)):
+            room = np.zeros((4, *shape[1:]), "uint16")
+            with pytest.raises((GeosegError, ValueError, RuntimeError)):
+                read_chunks(tmp_path / codec / "c/0/0/0", plan._replace(shape=shape), codec, 2, range(2), room[1:3])
+            assert not room[0].any() and not room[3].any(), codec
+
+
+def test_memory_that_is_too_small_is_not_used(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(100))
+    small, large = np.ones(99, np.uint8), np.ones(101, np.uint8)
+    assert read_bytes(tmp_path / "a", small).base is None and small.all()
+    assert read_bytes(tmp_path / "a", large).base is large and not large[:100].any() and large[100] == 1
