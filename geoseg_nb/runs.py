@@ -38,7 +38,8 @@ def job_folders(
 # %% ../nbs/60c_runs.ipynb #ee5615f1
 def by_number(name: str) -> list:
     "A key that sorts the numbers in a name by size"
-    return [(float(part), "") if re.fullmatch(r"\d+", part) else (-1.0, part) for part in re.split(r"(\d+)", name)]
+    number = r"\d+(?:\.\d+)?"
+    return [(float(part), "") if re.fullmatch(number, part) else (-1.0, part) for part in re.split(f"({number})", name)]
 
 
 def members_of(
