@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import geoseg_nb
@@ -55,10 +56,14 @@ def fingerprint(
     run: Path | None = None,  # run folder; what lies in it is no source
 ) -> str:               # changes when a file comes, goes, grows or is touched
     "A cheap fingerprint of source data: names, sizes and times, not contents"
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix != ".xml")
-    files = [p for p in files if run is None or run not in p.parents]
-    lines = [f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    top, own, lines = str(path), f"{run}{os.sep}", []
+    inside = [top] if path.is_file() else (os.path.join(where, name) for where, _, names in os.walk(top) for name in names)
+    for file in inside:
+        if file != top and file.endswith(".xml") or file.startswith(own): continue
+        with suppress(FileNotFoundError):  # a link to nowhere, or gone since it was listed
+            stat = os.stat(file)
+            if S_ISREG(stat.st_mode): lines.append(f"{file[len(top) + 1:]} {stat.st_size} {stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 # %% ../nbs/60a_launch.ipynb #476218a2
 def tree_of(
