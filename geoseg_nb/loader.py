@@ -8,7 +8,7 @@ __all__ = ['MIXED', 'part_rows', 'Moments', 'moments', 'merge', 'stack_sensors',
            'drawing_weights', 'as_is', 'make_loader']
 
 # %% ../nbs/30_loader.ipynb #97c28b3a
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
 from .core import GeosegError, Refused, pick
-from .gather import Gather, Recent, Tiles, load_tiles
-from .layout import shard_bytes, valid_pixels
+from .gather import Gather, Ready, Recent, Tiles, load_tiles, made_ready
+from .layout import valid_pixels
 from .normalisers import (  # noqa: F401  a loader and its normaliser are asked for together
     NORMALISERS, Normaliser, Stats, make_normaliser, normaliser_from_dict)
 from .prefetch import Ahead
@@ -109,13 +109,11 @@ MIXED = 4  # shards that are mixed at the least
 
 
 def shards_that_fit(
-    shards: np.ndarray,  # int [n], the shard of each tile
-    tile_bytes: int,     # of one tile in memory
-    cache_mb: int,       # budget in megabytes
-) -> int:                # shards, at least MIXED
+    sizes: Sequence[int],  # bytes of each shard
+    cache_mb: int,         # budget in megabytes
+) -> int:                  # shards, at least MIXED
     "How many shards may be mixed, in memory for one more"
-    largest = int(np.unique(shards, return_counts=True)[1].max()) * tile_bytes
-    return max(MIXED, cache_mb * 1_000_000 // largest - 1)
+    return max(MIXED, cache_mb * 1_000_000 // max(1, *sizes) - 1)
 
 # %% ../nbs/30_loader.ipynb #6f7e414c
 class TileDataset(Dataset):
@@ -126,15 +124,16 @@ class TileDataset(Dataset):
         self.shards = self.rows // store.manifest.shard_tiles
         self.slots = pd.Series(self.shards).groupby(self.shards).cumcount().to_numpy()
         self.ids = store.index["id"].to_numpy()[self.rows].tolist()
-        self.gather, size = Gather(store.sensors, normaliser), store.manifest.size
+        self.gather, size = Gather(store, normaliser), store.manifest.size
         self.shape, self.ignored = (self.gather.bands, size, size), store.legend.ignore_index
-        self.fits = shards_that_fit(self.shards, shard_bytes(store.manifest) // store.manifest.shard_tiles, cache_mb)
+        self.fits = shards_that_fit([sum(store.manifest.shards[k].bytes.values()) for k in np.unique(self.shards)], cache_mb)
         self.all_ready = len(self.rows) * size**2 * (4 * self.gather.bands + 1) <= cache_mb * 1_000_000
         self.shard = Recent(self._read, max(self.fits, mixed) + 1)
 
-    def _read(self, k: int) -> Tiles:
-        tiles = load_tiles(self.store, self.rows[self.shards == k], self.shard.taken())
-        return self.gather.ready(tiles) if self.all_ready else tiles
+    def _read(self, k: int) -> Tiles | Ready:
+        given_up = self.shard.taken()  # of a part that is kept ready there may be one too, where shards are mixed by hand
+        tiles = load_tiles(self.store, self.rows[self.shards == k], given_up if isinstance(given_up, Tiles) else None)
+        return made_ready(self.gather, tiles) if self.all_ready else tiles
 
     def __len__(self) -> int:
         return len(self.rows)

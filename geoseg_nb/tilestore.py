@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['spec_on_disk', 'is_begun', 'create_store', 'record_shard', 'stamp', 'read_manifest', 'damage', 'shard_done',
            'write_shard', 'shard_tables', 'shard_index', 'finish_store', 'TileStore', 'open_store', 'require_finished',
-           'read_shard', 'view_shard', 'read_rows', 'cached']
+           'undecodable', 'read_shard', 'shard_chunks', 'read_rows', 'cached']
 
 # %% ../nbs/21_tilestore.ipynb #7d49e33c
 import hashlib
@@ -22,7 +22,7 @@ import pandas as pd
 import xarray as xr
 from pyarrow import concat_tables, parquet
 
-from .chunks import read_bytes, read_chunks, view_chunks
+from .chunks import Chunks, chunks_of, read_chunks
 from .core import GeosegError, Legend, Refused, Sensor, pick
 from .layout import (
     INDEX, Manifest, ShardRecord, StoreSpec, array_plans, check_shard, consolidate, coordinate, write_layout,
@@ -302,17 +302,20 @@ def _require_unchanged(store, k):
         raise GeosegError(f"tile store {_where(store.url)}: {name} {what}; repair the store", item=name)
 
 # %% ../nbs/21_tilestore.ipynb #161e740d
-def _each_array(store, k, names, wanted, read) -> dict:
-    "What `read` gives for each array of a shard; an error of its names the file"
-    start, stop = shard_rows(store.manifest, k)
+def undecodable(store: TileStore, k: int, name: str, error: Exception) -> GeosegError:
+    "What is said where bytes of a shard are not what they were; the file is named"
+    file = shard_files(store.manifest, k)[name]
+    return GeosegError(f"tile store {store.url}: {file} cannot be decoded ({error}); repair the store", item=file)
+
+
+def _each_array(store, k, names, read) -> dict:
+    "What `read` gives for each array of a shard"
     _require_unchanged(store, k)
-    found, plans, wanted = {}, array_plans(store.manifest), range(stop - start) if wanted is None else wanted
+    found, plans, files = {}, array_plans(store.manifest), shard_files(store.manifest, k)
     for name in plans if names is None else names:
-        plan, file = pick(plans, name, "array"), shard_files(store.manifest, k).get(name)
-        try:
-            found[name] = read(store.url / file, name, plan, wanted)
-        except (GeosegError, RuntimeError, ValueError, OSError) as error:
-            raise GeosegError(f"tile store {store.url}: {file} cannot be decoded ({error}); repair the store", item=file) from None
+        plan = pick(plans, name, "array")
+        try: found[name] = read(name, store.url / files[name], plan)
+        except (GeosegError, RuntimeError, ValueError, OSError) as error: raise undecodable(store, k, name, error) from None
     return found
 
 
@@ -321,31 +324,21 @@ def read_shard(
     k: int,  # shard number
     names: Sequence[str] | None = None,  # arrays to read; None: all
     wanted: Sequence[int] | None = None,  # tiles of the shard, from 0; None: all
-    into: dict[str, np.ndarray] | None = None,  # arrays that may be written over
 ) -> dict[str, np.ndarray]:  # name -> [wanted, ...]
     "Tiles of one shard, unpacked; damaged ones are an error"
-    spec, into = store.manifest, into or {}
-    def read(path, name, plan, wanted):
-        shape, old = (len(wanted), *plan.shape[1:]), into.get(name)
-        return read_chunks(path, plan, spec.codec, spec.shard_tiles, wanted, old if np.shape(old) == shape else None)
+    spec, (start, stop) = store.manifest, shard_rows(store.manifest, k)
+    wanted = range(stop - start) if wanted is None else wanted
+    return _each_array(store, k, names, lambda _, path, plan: read_chunks(chunks_of(path, plan, spec.codec, spec.shard_tiles), wanted))
 
-    return _each_array(store, k, names, wanted, read)
-
-# %% ../nbs/21_tilestore.ipynb #9d53309f
-def view_shard(
+# %% ../nbs/21_tilestore.ipynb #c71fb885
+def shard_chunks(
     store: TileStore,
     k: int,  # shard number
-    wanted: Sequence[int] | None = None,  # tiles of the shard, from 0; None: all
-    into: dict[str, np.ndarray] | None = None,  # array -> uint8, memory that may be written over
-) -> tuple[dict[str, list[np.ndarray]], dict[str, np.ndarray]]:  # name -> one array a tile; name -> the memory that they are views of
-    "Tiles of one shard as they lie in its files, of a store of codec none; damaged ones are an error"
-    memory = dict(into or {})
-    def read(path, name, plan, wanted):
-        data = read_bytes(path, memory.get(name))
-        if data is not None: memory[name] = data if data.base is None else data.base
-        return view_chunks(data, plan, store.manifest.shard_tiles, wanted)
-
-    return _each_array(store, k, None, wanted, read), memory
+    given_up: dict[str, Chunks] | None = None,  # of another shard; its memory is written over
+) -> dict[str, Chunks]:  # by array
+    "One shard as bytes; a damaged index is an error"
+    spec, given_up = store.manifest, given_up or {}
+    return _each_array(store, k, None, lambda name, path, plan: chunks_of(path, plan, spec.codec, spec.shard_tiles, given_up.get(name)))
 
 # %% ../nbs/21_tilestore.ipynb #a9de7f56
 def read_rows(

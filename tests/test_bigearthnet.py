@@ -154,7 +154,7 @@ def test_a_loader_of_a_fraction_reads_only_the_first_shards(drawn_store, monkeyp
     "240 patches: 7, 24 and 120 of them in shards of 8; what is read is noted where it is read"
     rows, store = drawn_store
     split, read = make_split(rows, SplitSpec(rule="column", column="split", fraction=share)), set()
-    monkeypatch.setattr(gather, "read_shard", lambda store, k, *more: read.add(k) or tilestore.read_shard(store, k, *more))
+    monkeypatch.setattr(gather, "shard_chunks", lambda store, k, *more: read.add(k) or tilestore.shard_chunks(store, k, *more))
     ids = [id for part in ("train", "val", "test") for batch in make_loader(store, split, part, normaliser="none") for id in batch["id"]]
     assert len(ids) == len(set(ids)) == len(split) and read == set(range(shards))
 

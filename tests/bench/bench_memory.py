@@ -16,7 +16,7 @@ from sides import ONE, alone, copies, loader, measure, peak_mb, scenes, source
 def one(verb, root, number, url):
     "What a process of its own does"
     if verb == "convert": tile(TileSpec(size=120, overlap=0, order="shuffled"), scenes(root).iloc[:number], source(root), url, ONE)
-    else: seen = sum(len(batch["id"]) for batch in loader(open_store(url), cache_mb=256, prefetch=2))
+    else: seen = sum(len(batch["id"]) for batch in loader(open_store(url), cache_mb=64, prefetch=2))
     assert verb == "convert" or seen == number
     print(json.dumps(peak_mb()))
 
@@ -32,7 +32,7 @@ def rows(asked):
         for verb in peaks: peaks[verb].append(alone(__file__, "--data", asked.data, "--one", f"{verb}|{root}|{number}|{url}"))
     for verb, (few, many) in peaks.items():
         note = f"{few:,.0f} MB for {numbers[0]:,} patches, {many:,.0f} MB for {numbers[1]:,}"
-        how = {"convert": "tile, one thread", "load": "make_loader, prefetch 2, cache_mb 256"}[verb]
+        how = {"convert": "tile, one thread", "load": "make_loader, prefetch 2, cache_mb 64, which both sizes fill"}[verb]
         rows.append(value_row(("7", "peak memory of ten times as much"), verb, many / few, "times the memory", ("at most", 1.1), how=how, note=note))
     return rows
 

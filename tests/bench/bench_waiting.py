@@ -30,7 +30,7 @@ def rows(asked):
     found, question, rows = store(asked), ("1", "waiting for data"), []
     for kept, memory in (("memory", {"cache_mb": 8000}), ("disk", {"cache_mb": 0, "mix_shards": 4})):
         for step in STEPS[: 1 if asked.tiny else 3]:
-            for prefetch in (0, 2):
+            for prefetch in (0, 2, 4):
                 batches = loader(found, prefetch=prefetch, **memory)
                 if kept == "memory": sum(1 for _ in batches)
                 share = waiting(batches, step / 1000, 1 if asked.tiny else 2)
