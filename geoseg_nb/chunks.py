@@ -95,9 +95,10 @@ def tile_of(
         out[...] = chunks.plan.fill
         return out
     chunk = without_sum(chunks.data[first : first + size])
-    size = len(chunk) if chunks.codec == "none" else int.from_bytes(chunk[4:8], "little")  # Blosc's header has it there
-    if size != out.nbytes: raise GeosegError(f"a chunk of {size} bytes is no tile of {out.nbytes}")
-    if chunks.codec == "none": return chunk.view(out.dtype).reshape(out.shape)
+    packed = chunks.codec != "none"
+    size, whole = (int.from_bytes(chunk[at : at + 4], "little") if packed else len(chunk) for at in (4, 12))  # as Blosc's header has them
+    if size != out.nbytes or whole != len(chunk): raise GeosegError(f"a chunk of {size} bytes is no tile of {out.nbytes}")
+    if not packed: return chunk.view(out.dtype).reshape(out.shape)
     blosc.decompress(chunk, out)
     return out
 

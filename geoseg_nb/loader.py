@@ -126,8 +126,9 @@ class TileDataset(Dataset):
         self.ids = store.index["id"].to_numpy()[self.rows].tolist()
         self.gather, size = Gather(store, normaliser), store.manifest.size
         self.shape, self.ignored = (self.gather.bands, size, size), store.legend.ignore_index
-        self.fits = shards_that_fit([sum(store.manifest.shards[k].bytes.values()) for k in np.unique(self.shards)], cache_mb)
+        sizes = [sum(store.manifest.shards[k].bytes.values()) for k in np.unique(self.shards)]
         self.all_ready = len(self.rows) * size**2 * (4 * self.gather.bands + 1) <= cache_mb * 1_000_000
+        self.fits = len(sizes) if self.all_ready else shards_that_fit(sizes, cache_mb)
         self.shard = Recent(self._read, max(self.fits, mixed) + 1)
 
     def _read(self, k: int) -> Tiles | Ready:

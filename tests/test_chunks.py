@@ -103,3 +103,15 @@ def test_memory_that_is_too_small_is_not_used(tmp_path):
     small, large = np.ones(99, np.uint8), np.ones(101, np.uint8)
     assert read_bytes(tmp_path / "a", small).base is None and small.all()
     assert read_bytes(tmp_path / "a", large).base is large and not large[:100].any() and large[100] == 1
+
+
+def test_a_header_that_says_more_bytes_than_there_are_is_an_error(tmp_path):
+    "Rightly summed, by somebody who wants Blosc to read on"
+    from google_crc32c import value
+    values = np.random.default_rng(0).integers(0, 9, (1, 32, 32)).astype("uint16")
+    chunks = chunks_of(tmp_path / "a/c/0/0/0", make(tmp_path / "a", "uint16", "lz4", values.shape, 1, values), "lz4", 1)
+    first, size = chunks.places[0]
+    data = chunks.data.copy()
+    data[first + 12 : first + 16] = np.frombuffer((size + 1000).to_bytes(4, "little"), np.uint8)
+    data[first + size - 4 : first + size] = np.frombuffer(value(data[first : first + size - 4].tobytes()).to_bytes(4, "little"), np.uint8)
+    with pytest.raises(GeosegError, match="is no tile"): read_chunks(chunks._replace(data=data), [0])

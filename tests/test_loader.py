@@ -380,3 +380,17 @@ def test_lightning_names_the_epoch_to_the_sampler(tmp_path):
 def test_the_loader_says_that_epochs_must_be_named():
     from geoseg_nb.loader import make_loader
     assert "loader.sampler.set_epoch(epoch)" in make_loader.__doc__ and "same order" in make_loader.__doc__
+
+
+def test_a_thin_part_that_fits_ready_is_read_once_and_never_again(tmp_path, monkeypatch):
+    "One tile in ten of each shard: as bytes the shards would not fit, as tiles they do"
+    from geoseg_nb import gather
+    store, read = write_store(tmp_path, tidy(400), shard_tiles=10), []
+    real = gather.shard_chunks
+    monkeypatch.setattr(gather, "shard_chunks", lambda store, k, *more: read.append(k) or real(store, k, *more))
+    split = split_of("".join("t" if i % 10 == 3 else "e" for i in range(400)))
+    loader = make_loader(store, split, "train", cache_mb=1)
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        assert sum(len(b["id"]) for b in loader) == 40
+    assert loader.dataset.all_ready and loader.dataset.fits == 40 and sorted(read) == list(range(40))
