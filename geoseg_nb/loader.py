@@ -132,8 +132,7 @@ class TileDataset(Dataset):
         self.shard = Recent(self._read, max(self.fits, mixed) + 1)
 
     def _read(self, k: int) -> Tiles | Ready:
-        given_up = self.shard.taken()  # of a part that is kept ready there may be one too, where shards are mixed by hand
-        tiles = load_tiles(self.store, self.rows[self.shards == k], given_up if isinstance(given_up, Tiles) else None)
+        tiles = load_tiles(self.store, self.rows[self.shards == k], self.shard.taken())
         return made_ready(self.gather, tiles) if self.all_ready else tiles
 
     def __len__(self) -> int:
