@@ -24,6 +24,7 @@ from .checkpoint import Model, ModelCard, load_model, require_image
 from .core import GeosegError, Refused, require_extra
 from .loader import Normaliser
 from .models import padded, spare_core
+from .normalisers import terms_of
 from .spec import dumps_json, make
 from .storage import atomic_file, resolve
 
@@ -33,9 +34,8 @@ class NormalisingLayer(nn.Module):
 
     def __init__(self, normaliser: Normaliser):
         super().__init__()
-        self.limited = bool(normaliser.low)
-        for name in ("mean", "std", "low", "high"):
-            self.register_buffer(name, torch.tensor(getattr(normaliser, name), dtype=torch.float32).view(-1, 1, 1))
+        self.limited, terms = bool(normaliser.low), terms_of(normaliser)
+        for name in ("mean", "factor", "low", "high"): self.register_buffer(name, torch.from_numpy(getattr(terms, name)))
 
     def forward(
         self,
@@ -43,7 +43,7 @@ class NormalisingLayer(nn.Module):
     ) -> Tensor:        # the same shape, finite
         known = torch.isfinite(image)
         image = torch.where(known, image, 0.0)
-        values = ((image.clamp(self.low, self.high) if self.limited else image) - self.mean) / self.std
+        values = ((image.clamp(self.low, self.high) if self.limited else image) - self.mean) * self.factor
         return torch.where(known & torch.isfinite(values), values, 0.0)
 
 # %% ../nbs/35a_exchange.ipynb #33000f9e

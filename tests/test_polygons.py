@@ -1,5 +1,6 @@
 "Polygons to masks against GDAL's own program, shapely point by point, and masks that other people made"
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def corners(grid):
     return [(a * col + b * row + c, d * col + e * row + f) for row, col in ((0, 0), (0, grid.width), (grid.height, grid.width), (grid.height, 0))]
 
 
+@pytest.mark.skipif(not shutil.which("gdal_rasterize"), reason="no gdal_rasterize: apt install gdal-bin")
 @settings(deadline=None, max_examples=15)
 @given(STARS, st.booleans())
 def test_gdal_rasterize_says_the_same(tmp_path_factory, stars, touched):
