@@ -8,7 +8,7 @@ __all__ = ['NEGATIVE', 'POSITIVE', 'INVALID', 'Options', 'IMAGES', 'QUALITY', 'F
            'planet_labels', 'Drawn', 'drawn_on', 'burnt', 'drawn_labels', 'quality_of', 'scene_pixels', 'eroded',
            'read_arrays', 'read', 'prove_scene', 'labelled_rows', 'catalog', 'files', 'polygon_account']
 
-# %% ../nbs/18_thawslumps.ipynb #42a61a21
+# %% ../nbs/18_thawslumps.ipynb #1fa421b7
 import math
 import re
 from functools import lru_cache, partial
@@ -32,7 +32,7 @@ from .stages import Execution, run_items
 from .storage import file_stamp, resolve
 from .windows import Window, local, visible
 
-# %% ../nbs/18_thawslumps.ipynb #7ecce2ee
+# %% ../nbs/18_thawslumps.ipynb #52d81a51
 NEGATIVE, POSITIVE, INVALID = 0, 1, 2
 
 
@@ -69,7 +69,7 @@ def legend(options: Options) -> Legend:
 def _sensor(options, bands):
     return Sensor("optical", tuple(Band(name, "1", scale=options.scale) for name in bands), options.dtype)
 
-# %% ../nbs/18_thawslumps.ipynb #39ce48d8
+# %% ../nbs/18_thawslumps.ipynb #51af9ff4
 IMAGES = {"s2": ("*_SR*.tif",), "planet": ("*_SR.tif", "*_SR_clip.tif")}
 QUALITY = {"s2": ("*_SCL*.tif",), "planet": ("*_udm2.tif", "*_udm2_clip.tif")}
 FORMATS = (".shp", ".gpkg", ".geojson")
@@ -101,7 +101,7 @@ def scene_folders(
     deeper = lambda home: [f for site in below(home) for f in below(site)] if home.name == "iteration001" else below(home)
     return [scene for iteration in below(root) for scene in deeper(iteration)]
 
-# %% ../nbs/18_thawslumps.ipynb #c571be95
+# %% ../nbs/18_thawslumps.ipynb #5aa5eaa7
 def time_in(name: str) -> pd.Timestamp:
     "When a scene was taken, in the forms of Sentinel-2 and Planet; NaT where a name tells nothing"
     found = re.search(r"(?<!\d)(20\d{6})[T_](\d{6})(?!\d)", name) or re.search(r"(20\d\d-\d\d-\d\d)", name)
@@ -122,7 +122,7 @@ def scene_row(
     name = "_".join(Path(image).stem.split("_")[:3])
     return row | {"place": name.split("_")[-1], "time": time_in(name), "labels_0": only_file(folder, [name + end for end in FORMATS])}
 
-# %% ../nbs/18_thawslumps.ipynb #dee3f435
+# %% ../nbs/18_thawslumps.ipynb #2cc98806
 @lru_cache(maxsize=32)
 def _layer(path, stamp):
     return read_polygons(path)
@@ -148,7 +148,7 @@ def by_image(
         for name, count in names.value_counts(sort=False).items(): found.setdefault(name, {})[path] = int(count)
     return found
 
-# %% ../nbs/18_thawslumps.ipynb #5473db2f
+# %% ../nbs/18_thawslumps.ipynb #51edb034
 def planet_labels(
     rows: dict[str, dict],  # id -> row
     folder: Path,  # of the labels
@@ -163,10 +163,11 @@ def planet_labels(
     for id in sorted({name for found in kinds.values() for name in found} - set(rows)):
         files = {path: n for found in kinds.values() for path, n in found.get(id, {}).items()}
         drawn = sum(kinds["labels"].get(id, {}).values())
-        lone.append((id, next(iter(files)), f"an image that is not there has {drawn} polygons{' and a footprint' if id in kinds['extent'] else ''}"))
+        also = " and a footprint" if id in kinds["extent"] else ""
+        lone.append((id, next(iter(files)), f"an image that is not there has {drawn} polygon{'s' * (drawn != 1)}{also}"))
     return joined, lone
 
-# %% ../nbs/18_thawslumps.ipynb #204641e3
+# %% ../nbs/18_thawslumps.ipynb #a787fcc4
 class Drawn(NamedTuple):
     "What a file says about one scene"
 
@@ -200,7 +201,7 @@ def drawn_on(
     how = row_grid(row), row["id"] if options.kind == "planet" else "", options.value if kind == "labels" else "", options.invalid
     return [_drawn(path, file_stamp(Path(path)), *how) for path in paths]
 
-# %% ../nbs/18_thawslumps.ipynb #7c151f00
+# %% ../nbs/18_thawslumps.ipynb #8473f57b
 BURN = PolygonSpec(attribute="code", priority=[NEGATIVE, POSITIVE, INVALID])
 
 
@@ -227,7 +228,7 @@ def drawn_labels(
     if extent: codes[burnt(extent, grid) == NEGATIVE] = INVALID
     return codes
 
-# %% ../nbs/18_thawslumps.ipynb #62906925
+# %% ../nbs/18_thawslumps.ipynb #91c6cf97
 def quality_of(
     row: dict,
     options: Options,
@@ -258,7 +259,7 @@ def scene_pixels(
     image = image._replace(valid=image.valid & known & valid_mask(image.values, options.nodata))
     return image, image.valid & clear if options.clear else image.valid
 
-# %% ../nbs/18_thawslumps.ipynb #51363b4e
+# %% ../nbs/18_thawslumps.ipynb #f6c8a5f8
 def eroded(
     valid: np.ndarray,  # bool [row, col]
     size: int,  # pixels
@@ -273,7 +274,7 @@ def eroded(
         bad |= rows[:, size + half + 1 : size + half + 1 + width] > rows[:, size - half : size - half + width]
     return ~bad
 
-# %% ../nbs/18_thawslumps.ipynb #1b1b8ddc
+# %% ../nbs/18_thawslumps.ipynb #76fc43c4
 def read_arrays(
     row,  # a row of the catalog: Series, dict or named tuple
     options: Options | None = None,
@@ -298,7 +299,7 @@ def read(row, options: Options | None = None, bands: list[str] | None = None, wi
     "optical (optical_band, y, x), valid (y, x), and label (y, x) where somebody looked, of `read_arrays`"
     return to_dataset(*read_arrays(row, options, bands, window))
 
-# %% ../nbs/18_thawslumps.ipynb #5b70f9ee
+# %% ../nbs/18_thawslumps.ipynb #7cb68432
 def prove_scene(
     row: dict,  # with its grid
     options: Options,
@@ -314,7 +315,7 @@ def prove_scene(
     counts = {name: sum(getattr(d, field) for d in drawn) for name, field in (("polygons", "count"), ("mended", "mended"), ("outside", "outside"))}
     return counts | {"resampled": f"labels moved from {', '.join(moved)}" if moved else ""}
 
-# %% ../nbs/18_thawslumps.ipynb #f7b983c0
+# %% ../nbs/18_thawslumps.ipynb #6cae58b8
 def labelled_rows(
     root: Path,
     options: Options,
@@ -338,7 +339,7 @@ def labelled_rows(
     problems += [(id, rows[id]["image"], missing[options.kind]) for id in bare]
     return [row for id, row in rows.items() if id not in bare], problems
 
-# %% ../nbs/18_thawslumps.ipynb #d8d9fc67
+# %% ../nbs/18_thawslumps.ipynb #a4344181
 def catalog(
     root,  # the folder of scenes
     options: Options | None = None,
@@ -364,7 +365,7 @@ def catalog(
     scenes.attrs["skipped"] = listed.to_dict("records")
     return scenes
 
-# %% ../nbs/18_thawslumps.ipynb #459dfe67
+# %% ../nbs/18_thawslumps.ipynb #59de5831
 def files(
     row: dict,
     options: Options,
@@ -372,7 +373,7 @@ def files(
     "The rasters that a scene needs"
     return {kind: [row[kind]] for kind in ("image", "quality") if isinstance(row[kind], str) and row[kind]}
 
-# %% ../nbs/18_thawslumps.ipynb #a61e13cc
+# %% ../nbs/18_thawslumps.ipynb #534cb751
 def polygon_account(
     scenes: pd.DataFrame,  # of `catalog`
 ) -> pd.DataFrame:  # what, count, where: ids of scenes, the first three

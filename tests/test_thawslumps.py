@@ -1,6 +1,8 @@
 """Thaw slumps: folders written in the documented structure, labels against shapely, pyproj and SciPy, and the real scene of the Peel Plateau;
 never our own reader twice"""
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -301,6 +303,26 @@ def test_the_catalog_job_reads_it(tmp_path):
     done = geoseg("run", "catalog", "--out", tmp_path / "out", "-p", "product=thawslumps", "-p", f"root={tmp_path / 's2'}", "-p", "legend={}",
                   "-p", "options={mask_erosion_size: 4}")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_every_job_takes_it_and_a_network_learns_it(tmp_path):
+    "Parameter files alone, from the folders to maps; two scenes that no training saw"
+    write_planet(tmp_path / "made", SlumpSpec(scenes=10, size=128, slumps=4))
+    files = {
+        "recipe": {"title": "Made slumps", "jobs": ["10_catalog", "11_split", "22_tile", "37_train", "43_evaluate", "42_predict"]},
+        "10_catalog": {"product": "thawslumps", "root": str(tmp_path / "made" / "data"), "legend": {}, "ignore": [], "on_error": "skip",
+                       "options": {"kind": "planet", "labels": "../labels", "mask_erosion_size": 5}},
+        "11_split": {"rule": "random", "fractions": {"train": 0.6, "val": 0.2, "test": 0.2}},
+        "22_tile": {"size": 64, "overlap": 32},
+        "37_train": {"model_options": {"encoder_depth": 3, "decoder_channels": [64, 32, 16]}, "epochs": 6, "min_labelled": 0.1}}
+    (tmp_path / "recipe").mkdir()
+    for name, values in files.items(): (tmp_path / "recipe" / f"{name}.yml").write_text(json.dumps(values))
+    done = geoseg("run", tmp_path / "recipe", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    score = re.search(r"iou_positive +([0-9.]+) +\(([0-9.]+)\)", done.stdout)
+    assert float(score[1]) > 0.5 > float(score[2]), done.stdout[-2000:]
+    assert len(list((tmp_path / "out" / "42_predict" / "classes").glob("*.tif"))) == 9
 
 
 def test_the_check_job_finds_a_damaged_image_and_no_fault_in_outlines(tmp_path):
