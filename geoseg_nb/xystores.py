@@ -6,7 +6,7 @@
 __all__ = ['GROUPS_OF_PARTS', 'Options', 'XyOptions', 'sensors', 'legend', 'group_arrays', 'check_config', 'group_rows',
            'catalog', 'read']
 
-# %% ../nbs/18c_xystores.ipynb #e7050946
+# %% ../nbs/18c_xystores.ipynb #bca85206
 import tomllib
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from .thawslumps import SlumpOptions
 from .thawslumps import legend as slump_legend
 from .windows import Window
 
-# %% ../nbs/18c_xystores.ipynb #44e79217
+# %% ../nbs/18c_xystores.ipynb #8114a265
 GROUPS_OF_PARTS = {"train": "cross-val", "val": "val-test", "test": "test"}
 
 
@@ -58,7 +58,7 @@ def legend(options: Options) -> Legend:
 def _sensor(options, bands):
     return Sensor("image", tuple(Band(name, scale=1 / options.norm_factors.get(name, 1)) for name in bands), "float32")
 
-# %% ../nbs/18c_xystores.ipynb #be41c97e
+# %% ../nbs/18c_xystores.ipynb #881540d6
 def group_arrays(
     path: Path,
     options: Options,
@@ -85,9 +85,9 @@ def check_config(root: Path, options: Options) -> None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error: raise file_error(path, f"no TOML ({error})") from None
     if list(said) != options.bands: raise Refused(f"{path} names the bands {', '.join(said)}, bands={options.bands} was given", item="bands")
 
-# %% ../nbs/18c_xystores.ipynb #c34066d0
+# %% ../nbs/18c_xystores.ipynb #b8ad86e4
 def group_rows(path: Path, options: Options) -> pd.DataFrame:  # id, split, group, number, x_chunk, y_chunk, height, width
-    "The samples of a group"
+    "The samples of a group; an error where chunks of x are lost"
     arrays, name = group_arrays(path, options), path.name.removesuffix(".zarr")
     n, height, width = arrays["y"].shape
     chunks = {f"{key}_chunk": [str(path / key / "c" / str(i) / "/".join("0" * (a.ndim - 1))) for i in range(n)] for key, a in arrays.items()}
@@ -120,7 +120,7 @@ def catalog(
     scenes.attrs["skipped"] = problems.to_dict("records")
     return scenes
 
-# %% ../nbs/18c_xystores.ipynb #169fda03
+# %% ../nbs/18c_xystores.ipynb #0a58a763
 def read(
     row,  # a row of the catalog: Series, dict or named tuple
     options: Options,
