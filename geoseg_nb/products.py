@@ -31,7 +31,8 @@ from .storage import absolute, local_only, sample_folder
 from .windows import Window
 
 # %% ../nbs/19_products.ipynb #1b2283bd
-PRODUCTS = {"pairs": "geoseg_nb.pairs", "swaths": "geoseg_nb.swaths", "bigearthnet": "geoseg_nb.bigearthnet", "petastorm": "geoseg_nb.petastorm"}
+PRODUCTS = {"pairs": "geoseg_nb.pairs", "swaths": "geoseg_nb.swaths", "bigearthnet": "geoseg_nb.bigearthnet", "petastorm": "geoseg_nb.petastorm",
+            "thawslumps": "geoseg_nb.thawslumps", "xystores": "geoseg_nb.xystores"}
 
 CONTRACT = {
     "Options": "a Spec with a field on_missing: raise or skip",
