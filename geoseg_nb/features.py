@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'normalised_difference', 'horn_gradient', 'slope', 'aspect', 'hillshade', 'chords', 'relative_elevation',
-           'Feature', 'feature_band', 'compute_feature']
+           'Feature', 'feature_band', 'compute_feature', 'margin_pixels', 'read_elevation']
 
 # %% ../nbs/12a_features.ipynb #ceeb38b0
 from collections.abc import Callable
@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .core import Band, Refused, pick
+from .core import Band, Grid, Refused, pick
+from .raster import read_pixels
+from .windows import Window
 
 # %% ../nbs/12a_features.ipynb #39214b82
 def normalised_difference(
@@ -118,3 +120,22 @@ def compute_feature(name: str, arrays: dict, res: float, **options) -> np.ndarra
     if missing: raise Refused(f"{name} needs {', '.join(missing)}, there are {', '.join(arrays)}: add them to the bands", item=name)
     scale = (res,) if "dem" in feature.needs else ()
     return feature.call(*(arrays[n] for n in feature.needs), *scale, **options)
+
+# %% ../nbs/12a_features.ipynb #9e08ecc1
+def margin_pixels(outer: float, res: float) -> int:  # pixels around a window
+    "Reach of a circle of `outer` metres, also along the diagonal"
+    return max(1, ceil(outer / res * sqrt(2)))
+
+
+def read_elevation(
+    path,  # a DEM, one band, metres
+    grid: Grid,  # of the scene
+    window: Window,  # of the scene
+    margin: int,  # pixels around the window
+    resampling: str,  # a name in RESAMPLINGS
+) -> np.ndarray:  # float32 metres [height + 2 margin, width + 2 margin], NaN where unknown
+    "Elevation around a window on the scene's grid, cut from one warp of the whole scene"
+    wide = grid.window(-margin, -margin, grid.height + 2 * margin, grid.width + 2 * margin)
+    area = Window(window.row, window.col, window.height + 2 * margin, window.width + 2 * margin)
+    pixels = read_pixels({"dem": (path, 1)}, wide, area, str(path), resampling)
+    return np.where(pixels.valid, pixels.values[0].astype("float32"), np.float32(np.nan))

@@ -1,6 +1,8 @@
 "Features equal SciPy and gdaldem, and a window equals the whole scene"
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from rasterio.transform import from_origin
 from scipy import ndimage
 
-from geoseg_nb.features import aspect, hillshade, relative_elevation, slope
+from geoseg_nb.features import aspect, hillshade, margin_pixels, read_elevation, relative_elevation, slope
+from geoseg_nb.raster import grid_of
+from geoseg_nb.windows import Window
 
 
 def surface(seed=0, shape=(50, 64)):
@@ -50,3 +54,15 @@ def test_a_hole_makes_its_neighbourhood_unknown():
     assert np.isnan(slope(dem, 10)[1:-1, 1:-1]).sum() == 9
     dy, dx = np.mgrid[-3:4, -3:4]
     assert np.isnan(relative_elevation(dem, 10, 30)[3:-3, 3:-3]).sum() == (np.hypot(dx, dy) <= 3).sum()
+
+
+def test_windows_of_a_real_dem_equal_the_whole():
+    folder = Path(os.environ.get("GEOSEG_DATA", "")) / "terramesh_s1s2_lulc" / "DEM"
+    if not folder.is_dir(): pytest.skip("set GEOSEG_DATA to the folder with terramesh_s1s2_lulc")
+    path, margin = next(iter(sorted(folder.glob("282D*.tif")))), margin_pixels(100, 10)
+    grid = grid_of(path)
+    whole = read_elevation(path, grid, Window(0, 0, 224, 224), margin, "bilinear")
+    part = read_elevation(path, grid, Window(100, 60, 40, 50), margin, "bilinear")
+    inside, shift = slice(margin, -margin), (slice(100, 140), slice(60, 110))
+    for call in (slope, hillshade, relative_elevation):
+        np.testing.assert_array_equal(call(part, 10)[inside, inside], call(whole, 10)[inside, inside][shift])
