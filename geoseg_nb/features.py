@@ -92,7 +92,7 @@ class Feature(NamedTuple):
 
     needs: tuple[str, ...]  # names of bands, or "dem"
     unit: str
-    range: tuple[float, float]  # of valid values
+    range: tuple[float, float]  # of usual values, for normalising; an elevation difference may lie beyond
     call: Callable  # the needed arrays; with a dem also the pixel's edge in metres
 
 
