@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .core import Band, Grid, Refused, pick
+from .core import Band, Grid, Refused, crs_unit, describe_grid, pick
 from .raster import read_pixels
 from .windows import Window
 
@@ -134,7 +134,10 @@ def read_elevation(
     margin: int,  # pixels around the window
     resampling: str,  # a name in RESAMPLINGS
 ) -> np.ndarray:  # float32 metres [height + 2 margin, width + 2 margin], NaN where unknown
-    "Elevation around a window on the scene's grid, cut from one warp of the whole scene"
+    "Elevation around a window on the scene's grid, cut from one warp of the whole scene; a grid that is turned, or not in metres, is refused"
+    a, b, _, d, e, _ = grid.transform
+    if crs_unit(grid.crs) != "m" or b or d or a != -e:
+        raise Refused(f"{path}: slopes need a grid of square pixels in metres with north up, and this one is {describe_grid(grid)}", item="dem")
     wide = grid.window(-margin, -margin, grid.height + 2 * margin, grid.width + 2 * margin)
     area = Window(window.row, window.col, window.height + 2 * margin, window.width + 2 * margin)
     pixels = read_pixels({"dem": (path, 1)}, wide, area, str(path), resampling)
