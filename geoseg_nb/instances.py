@@ -127,14 +127,15 @@ def instance_counts(pairs: Pairs, thresholds: Sequence[float] = IOU_THRESHOLDS) 
 def pooled_instances(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     "Counts of several scenes added up, by threshold; no table at all is refused"
     if not len(tables): raise Refused("no table of instances to add up: pass one or more")
-    return pd.concat(tables)[["threshold", "tp", "fp", "fn"]].groupby("threshold", as_index=False).sum()
+    return pd.concat(tables).groupby("threshold", as_index=False).sum()
 
 
 def instance_scores(counts: pd.DataFrame) -> pd.DataFrame:
-    "Counts with precision, recall, F1 and accuracy tp / (tp + fp + fn), NaN where undefined"
+    "Counts with precision, recall, F1 and accuracy tp / (tp + fp + fn), and the boundary IoU where it was counted; NaN where undefined"
     tp, fp, fn = (counts[c].to_numpy("float64") for c in ("tp", "fp", "fn"))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return counts.assign(precision=tp / (tp + fp), recall=tp / (tp + fn), f1=2 * tp / (2 * tp + fp + fn), accuracy=tp / (tp + fp + fn))
+    scores = {"precision": (tp, tp + fp), "recall": (tp, tp + fn), "f1": (2 * tp, 2 * tp + fp + fn), "accuracy": (tp, tp + fp + fn)}
+    if "boundary_either" in counts: scores["boundary_iou"] = tuple(counts[f"boundary_{c}"].to_numpy("float64") for c in ("shared", "either"))
+    with np.errstate(invalid="ignore", divide="ignore"): return counts.assign(**{name: a / b for name, (a, b) in scores.items()})
 
 # %% ../nbs/41_instances.ipynb #df7e8644
 def boundary_counts(
@@ -146,7 +147,7 @@ def boundary_counts(
     "What the inner boundaries of two masks share; the edge of the image is a boundary, as in Cheng et al. 2021"
     known = np.ones(truth.shape, bool) if ignored is None else ~ignored
     steps = max(1, round(dilation * float(np.hypot(*truth.shape))))
-    a, b = (m & ~binary_erosion(m, np.ones((3, 3)), iterations=steps) & known for m in (truth, predicted))
+    a, b = (m & ~binary_erosion(m, np.ones((3, 3)), iterations=steps) for m in (truth & known, predicted & known))
     return int((a & b).sum()), int((a | b).sum())
 
 # %% ../nbs/41_instances.ipynb #19ed98a5
@@ -157,7 +158,8 @@ def scene_instances(
     ignore_index: int = 255,  # of the label
     thresholds: Sequence[float] = IOU_THRESHOLDS,
 ) -> pd.DataFrame:  # threshold, tp, fp, fn, left_out, boundary_shared, boundary_either
-    "The instances of one class in a scene, counted; label and map of two shapes are refused"
+    "The instances of one class in a scene, counted; label and map of two shapes, and the ignore index as the class, are refused"
+    if positive == ignore_index: raise Refused(f"class {positive} is the ignore index, whose pixels belong to no instance", item="positive")
     ignored = label == ignore_index
     sides = [mask_instances(side == positive, ignored) for side in (label, classes)]
     shared, either = boundary_counts(label == positive, classes == positive, ignored)
