@@ -767,6 +767,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'geoseg_nb.loader.moments': ('loader.html#moments', 'geoseg_nb/loader.py'),
                                   'geoseg_nb.loader.part_rows': ('loader.html#part_rows', 'geoseg_nb/loader.py'),
                                   'geoseg_nb.loader.shard_moments': ('loader.html#shard_moments', 'geoseg_nb/loader.py'),
+                                  'geoseg_nb.loader.shards_kept': ('loader.html#shards_kept', 'geoseg_nb/loader.py'),
                                   'geoseg_nb.loader.shards_that_fit': ('loader.html#shards_that_fit', 'geoseg_nb/loader.py'),
                                   'geoseg_nb.loader.stack_sensors': ('loader.html#stack_sensors', 'geoseg_nb/loader.py'),
                                   'geoseg_nb.loader.statistics': ('loader.html#statistics', 'geoseg_nb/loader.py'),

@@ -55,7 +55,8 @@ def read_bytes(
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         data = into[:size] if into is not None and len(into) >= size else np.empty(size, np.uint8)
-        got = file.readinto(data)
+        got = 0
+        while got < size and (more := file.readinto(memoryview(data)[got:])): got += more  # the system gives 2 GB at a time at the most
     if got != size: raise GeosegError(f"gave {got} of {size} bytes")
     return data
 
@@ -76,10 +77,13 @@ def chunks_of(
     codec: str,                # a name in CODECS
     count: int,                # chunks of a full shard
     given_up: Chunks | None = None,  # its memory is written over
+    size: int | None = None,   # bytes that the file has to have, 0 for no file; None: as many as it has
 ) -> Chunks:
-    "A shard, read; a damaged index is an error"
+    "A shard, read; a damaged index and another size are an error"
     memory = given_up.memory if given_up else None
     data = read_bytes(path, memory)
+    found = 0 if data is None else len(data)
+    if size not in (None, found): raise GeosegError(f"{found} bytes, should be {size or 'absent'}")
     if data is None: return Chunks(plan, codec, [[LEFT_OUT] * 2] * count, None, memory)
     return Chunks(plan, codec, chunk_places(data, count), data, data if data.base is None else data.base)
 

@@ -56,7 +56,7 @@ def fingerprint(
     run: Path | None = None,  # run folder; what lies in it is no source
 ) -> str:               # changes when a file comes, goes, grows or is touched
     "A cheap fingerprint of source data: names, sizes and times, not contents"
-    top, own, lines = str(path), f"{run}{os.sep}", []
+    top, own, lines = str(path), f"{run}{os.sep}" if run else "\0", []  # no path holds that
     inside = [top] if path.is_file() else (os.path.join(where, name) for where, _, names in os.walk(top) for name in names)
     for file in inside:
         if file != top and file.endswith(".xml") or file.startswith(own): continue

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIXED', 'part_rows', 'Moments', 'moments', 'merge', 'stack_sensors', 'shard_moments', 'statistics', 'shards_that_fit',
-           'TileDataset', 'LoaderSpec', 'worker_options', 'answered', 'TileLoader', 'fit_normaliser', 'make_sampler',
-           'drawing_weights', 'as_is', 'make_loader']
+           'shards_kept', 'TileDataset', 'LoaderSpec', 'worker_options', 'answered', 'TileLoader', 'fit_normaliser',
+           'make_sampler', 'drawing_weights', 'as_is', 'make_loader']
 
 # %% ../nbs/30_loader.ipynb #97c28b3a
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,8 +112,13 @@ def shards_that_fit(
     sizes: Sequence[int],  # bytes of each shard
     cache_mb: int,         # budget in megabytes
 ) -> int:                  # shards, at least MIXED
-    "How many shards may be mixed, in memory for one more"
-    return max(MIXED, cache_mb * 1_000_000 // max(1, *sizes) - 1)
+    "How many shards may be mixed, in memory that holds as many as `shards_kept` says"
+    return max(MIXED, 4 * (cache_mb * 1_000_000 // max(1, *sizes) - 1) // 5)
+
+
+def shards_kept(mixed: int) -> int:
+    "How many shards are kept for as many that are mixed: a rank or a worker sees some samples of each, and meets shards out of their order"
+    return mixed + 1 + mixed // 4
 
 # %% ../nbs/30_loader.ipynb #6f7e414c
 class TileDataset(Dataset):
@@ -129,7 +134,7 @@ class TileDataset(Dataset):
         sizes = [sum(store.manifest.shards[k].bytes.values()) for k in np.unique(self.shards)]
         self.all_ready = len(self.rows) * size**2 * (4 * self.gather.bands + 1) <= cache_mb * 1_000_000
         self.fits = len(sizes) if self.all_ready else shards_that_fit(sizes, cache_mb)
-        self.shard = Recent(self._read, max(self.fits, mixed) + 1)
+        self.shard = Recent(self._read, shards_kept(max(self.fits, mixed)))
 
     def _read(self, k: int) -> Tiles | Ready:
         tiles = load_tiles(self.store, self.rows[self.shards == k], self.shard.taken())

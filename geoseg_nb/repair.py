@@ -55,6 +55,8 @@ def replace_shard(
         if fresh != record:
             raise GeosegError(f"store {spec.name}, shard {k}: its source gives other pixels than when it was written; "
                               "write the store anew", item=str(k))
+        for name, digest in record.files.items():
+            if not digest: (root / name).unlink(missing_ok=True)
         for name in (name for name, digest in record.files.items() if digest):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(Path(aside) / root.name / name, root / name)

@@ -38,7 +38,7 @@ def job_folders(
 # %% ../nbs/60c_runs.ipynb #ee5615f1
 def by_number(name: str) -> list:
     "A key that sorts the numbers in a name by size"
-    number = r"\d+(?:\.\d+)?"
+    number = r"(?<![\d.])\d+\.\d+(?![\d.])|\d+"  # a decimal stands alone: dates and versions are whole numbers between dots
     return [(float(part), "") if re.fullmatch(number, part) else (-1.0, part) for part in re.split(f"({number})", name)]
 
 

@@ -61,11 +61,11 @@ def turns(
     mixed: int,                   # turns that it stays
     random: np.random.Generator,
 ) -> np.ndarray:                  # int [n]
-    "The turn of each sample: a shard gives an equal part of its samples, drawn at random, in each of its turns"
+    "The turn of each sample: a shard gives an equal part of its samples, drawn at random, in each of its turns; those that join last end together"
     by_shard = np.lexsort((random.random(len(shard)), shard))
     count, place = np.bincount(shard, minlength=len(joins)), np.empty(len(shard), np.int64)
     place[by_shard] = np.arange(len(shard)) - np.repeat(np.cumsum(count) - count, count)
-    return joins[shard] + place * mixed // count[shard]
+    return (joins[shard] + place * mixed // count[shard]).clip(max=len(joins) - 1)
 
 # %% ../nbs/29_samplers.ipynb #04664f85
 class ShardShuffle(Sampler):

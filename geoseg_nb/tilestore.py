@@ -314,7 +314,7 @@ def _each_array(store, k, names, read) -> dict:
     found, plans, files = {}, array_plans(store.manifest), shard_files(store.manifest, k)
     for name in plans if names is None else names:
         plan = pick(plans, name, "array")
-        try: found[name] = read(name, store.url / files[name], plan)
+        try: found[name] = read(name, store.url / files[name], plan, store.manifest.shards[k].bytes[files[name]])
         except (GeosegError, RuntimeError, ValueError, OSError) as error: raise undecodable(store, k, name, error) from None
     return found
 
@@ -328,7 +328,8 @@ def read_shard(
     "Tiles of one shard, unpacked; damaged ones are an error"
     spec, (start, stop) = store.manifest, shard_rows(store.manifest, k)
     wanted = range(stop - start) if wanted is None else wanted
-    return _each_array(store, k, names, lambda _, path, plan: read_chunks(chunks_of(path, plan, spec.codec, spec.shard_tiles), wanted))
+    def read(name, path, plan, size): return read_chunks(chunks_of(path, plan, spec.codec, spec.shard_tiles, size=size), wanted)
+    return _each_array(store, k, names, read)
 
 # %% ../nbs/21_tilestore.ipynb #c71fb885
 def shard_chunks(
@@ -338,7 +339,8 @@ def shard_chunks(
 ) -> dict[str, Chunks]:  # by array
     "One shard as bytes; a damaged index is an error"
     spec, given_up = store.manifest, given_up or {}
-    return _each_array(store, k, None, lambda name, path, plan: chunks_of(path, plan, spec.codec, spec.shard_tiles, given_up.get(name)))
+    def read(name, path, plan, size): return chunks_of(path, plan, spec.codec, spec.shard_tiles, given_up.get(name), size)
+    return _each_array(store, k, None, read)
 
 # %% ../nbs/21_tilestore.ipynb #a9de7f56
 def read_rows(

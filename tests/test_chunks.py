@@ -115,3 +115,17 @@ def test_a_header_that_says_more_bytes_than_there_are_is_an_error(tmp_path):
     data[first + 12 : first + 16] = np.frombuffer((size + 1000).to_bytes(4, "little"), np.uint8)
     data[first + size - 4 : first + size] = np.frombuffer(value(data[first : first + size - 4].tobytes()).to_bytes(4, "little"), np.uint8)
     with pytest.raises(GeosegError, match="is no tile"): read_chunks(chunks._replace(data=data), [0])
+
+
+def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path, monkeypatch):
+    "As the system gives a file of more than 2 GB, or a network gives any"
+    import builtins
+    import io
+    content = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
+    (tmp_path / "a").write_bytes(content.tobytes())
+
+    class Slow(io.FileIO):
+        def readinto(self, room): return super().readinto(room[:999])
+
+    monkeypatch.setattr(builtins, "open", lambda path, mode, buffering: Slow(path, "r"))
+    assert np.array_equal(read_bytes(tmp_path / "a"), content)

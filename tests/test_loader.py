@@ -194,7 +194,7 @@ def test_epochs_and_seeds_give_other_orders_and_every_place_in_time():
 
 def test_a_small_store_is_shuffled_in_full_and_a_large_one_as_far_as_memory_goes():
     assert shards_that_fit([64 * 9216] * 50, 512) >= 50
-    assert shards_that_fit([1, 64 * 120 * 120 * 25], 512) == 21
+    assert shards_that_fit([1, 64 * 120 * 120 * 25], 512) == 16
     assert shards_that_fit([2**36], 512) == shards_that_fit([0], 0) == 4
 
 
@@ -202,7 +202,7 @@ def test_memory_holds_no_more_shards_than_it_may(tmp_path):
     store = write_store(tmp_path, tidy(40), shard_tiles=2)
     loader = make_loader(store, split_of("t" * 40), "train", cache_mb=0, mix_shards=5)
     for _ in loader:
-        assert len(loader.dataset.shard.kept) <= 6
+        assert len(loader.dataset.shard.kept) <= 7
     assert loader.sampler.mix_shards == 5
 
 

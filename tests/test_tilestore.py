@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from geoseg_nb import tilestore
 from geoseg_nb.core import Band, GeosegError, Refused, Sensor, make_legend
 from geoseg_nb.layout import StoreSpec, array_plans, shard_count, shard_rows, valid_pixels
 from geoseg_nb.repair import replace_shard, verify
@@ -297,6 +298,16 @@ def test_missing_and_truncated_shards_are_named(tmp_path, damage, message):
     with pytest.raises(GeosegError, match=message):
         read_shard(reader, 1)
     read_shard(reader, 0)
+
+
+def test_a_file_that_vanishes_while_its_shard_is_read_is_no_fill(tmp_path, monkeypatch):
+    finished(tmp_path / "t.zarr", make_spec())
+    reader, real = open_store(tmp_path / "t.zarr"), tilestore._require_unchanged
+    def then_lost(store, k):
+        real(store, k)
+        (tmp_path / "t.zarr/s1/c/1/0/0/0").unlink()
+    monkeypatch.setattr(tilestore, "_require_unchanged", then_lost)
+    with pytest.raises(GeosegError, match=r"s1/c/1/0/0/0 cannot be decoded \(0 bytes, should be \d+"): read_shard(reader, 1)
 
 
 def test_a_flipped_byte_is_named_when_read(tmp_path):
