@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import zarr.codecs  # noqa: F401  it keeps Blosc from starting threads, in every thread of this process
 from google_crc32c import value as crc32c
 from numcodecs import blosc
 
@@ -22,6 +21,7 @@ from .layout import ArrayPlan
 
 # %% ../nbs/20b_chunks.ipynb #5f56cc2e
 LEFT_OUT = 2**64 - 1
+blosc.use_threads = False  # as Zarr has it too: a tile is small, and who reads may be a thread among others
 
 
 def without_sum(
@@ -110,11 +110,12 @@ def tile_of(
 def read_chunks(
     chunks: Chunks,
     wanted: Sequence[int],   # tiles of the shard
-) -> np.ndarray:             # [wanted, ...]
+    out: Sequence[np.ndarray] | None = None,  # one array a tile, to be filled; None: new ones
+) -> Sequence[np.ndarray]:   # `out`, or [wanted, ...]
     "Some tiles of a shard, or all; damaged ones are an error"
-    found = np.empty((len(wanted), *chunks.plan.shape[1:]), chunks.plan.dtype)
-    for out, i in zip(found, wanted):
-        if (tile := tile_of(chunks, i, out)) is not out: out[...] = tile
+    found = np.empty((len(wanted), *chunks.plan.shape[1:]), chunks.plan.dtype) if out is None else out
+    for room, i in zip(found, wanted):
+        if (tile := tile_of(chunks, i, room)) is not room: room[...] = tile
     return found
 
 # %% ../nbs/20b_chunks.ipynb #64d015aa

@@ -99,8 +99,8 @@ def made_ready(
     tiles: Tiles,
 ) -> Ready:
     "Tiles of a shard, to be copied from now on"
-    (_, height, width), n = gather.rooms["label"].out[None].shape, len(tiles.wanted)
-    ready = Ready(np.empty((n, gather.bands, height, width), np.float32), np.empty((n, height, width), np.uint8))
+    n, size = len(tiles.wanted), gather.store.manifest.size
+    ready = Ready(np.empty((n, gather.bands, size, size), np.float32), np.empty((n, size, size), np.uint8))
     with np.errstate(all="ignore"):
         for i in range(n): gather(tiles, i, ready.image[i], ready.label[i])
     return ready

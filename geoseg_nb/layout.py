@@ -164,9 +164,9 @@ def valid_pixels(
     arrays: dict[str, np.ndarray],  # name -> [n, ...], as read or about to be written; those that are marked, at least
 ) -> np.ndarray:  # bool [n, y, x]
     "True where every band of every sensor was seen"
-    largest = max(arrays.values(), key=lambda array: array.shape[-1])
+    largest, told = max(arrays.values(), key=lambda array: array.shape[-1]), marked(spec)
     seen = [arrays["valid"]] if "valid" in arrays else [np.ones((len(largest), *largest.shape[-2:]), bool)]
-    for s in (s for s in spec.parts[0] if s.name in marked(spec)):
+    for s in (s for s in spec.parts[0] if s.name in told):
         image = arrays[s.name]
         good = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
         known = (good if s.nodata is None else good & (image != s.nodata)).all(axis=1)

@@ -112,19 +112,19 @@ def shards_that_fit(
     sizes: Sequence[int],  # bytes of each shard
     cache_mb: int,         # budget in megabytes
 ) -> int:                  # shards, at least MIXED
-    "How many shards may be mixed, in memory that holds as many as `shards_kept` says"
+    "How many shards may be mixed, so that what `shards_kept` says fits for one of several readers too"
     return max(MIXED, 4 * (cache_mb * 1_000_000 // max(1, *sizes) - 1) // 5)
 
 
-def shards_kept(mixed: int) -> int:
-    "How many shards are kept for as many that are mixed: a rank or a worker sees some samples of each, and meets shards out of their order"
-    return mixed + 1 + mixed // 4
+def shards_kept(mixed: int, alone: bool) -> int:
+    "How many shards one reader keeps, of so many that are mixed; one that reads all samples needs no more than these"
+    return mixed if alone else mixed + 1 + mixed // 4
 
 # %% ../nbs/30_loader.ipynb #6f7e414c
 class TileDataset(Dataset):
     "Tiles of a store as image float32 [b, h, w], label int64 [h, w] and id"
 
-    def __init__(self, store: TileStore, rows: np.ndarray, normaliser: Normaliser, cache_mb: int = 512, mixed: int = 0):
+    def __init__(self, store: TileStore, rows: np.ndarray, normaliser: Normaliser, cache_mb: int = 512, mixed: int = 0, alone: bool = True):
         self.store, self.rows, self.normaliser = store, np.asarray(rows), normaliser
         self.shards = self.rows // store.manifest.shard_tiles
         self.slots = pd.Series(self.shards).groupby(self.shards).cumcount().to_numpy()
@@ -134,7 +134,7 @@ class TileDataset(Dataset):
         sizes = [sum(store.manifest.shards[k].bytes.values()) for k in np.unique(self.shards)]
         self.all_ready = len(self.rows) * size**2 * (4 * self.gather.bands + 1) <= cache_mb * 1_000_000
         self.fits = len(sizes) if self.all_ready else shards_that_fit(sizes, cache_mb)
-        self.shard = Recent(self._read, shards_kept(max(self.fits, mixed)))
+        self.shard = Recent(self._read, shards_kept(max(self.fits, mixed), alone))
 
     def _read(self, k: int) -> Tiles | Ready:
         tiles = load_tiles(self.store, self.rows[self.shards == k], self.shard.taken())
@@ -280,7 +280,7 @@ def make_loader(
     spec = make(LoaderSpec, {"batch_size": batch_size, "seed": seed, **kind, **options})
     rows, skipped = part_rows(store, split, part, spec.min_labelled if part == "train" else 0.0)
     fitted = normaliser if isinstance(normaliser, Normaliser) else fit_normaliser(store, split, spec)
-    dataset = TileDataset(store, rows, fitted, spec.cache_mb, spec.mix_shards)
+    dataset = TileDataset(store, rows, fitted, spec.cache_mb, spec.mix_shards, spec.ranks == 1 and not spec.workers)
     sampler = make_sampler(store, dataset, spec, part == "train" if spec.shuffle is None else spec.shuffle)
     workers = worker_options(spec.workers, spec.timeout, spec.prefetch)
     loader = TileLoader(dataset, spec.batch_size, sampler=sampler, collate_fn=as_is, **workers)

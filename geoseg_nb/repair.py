@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import GeosegError
 from .layout import ShardRecord
-from .mirror import digest_of, push, workplace
+from .mirror import digest_of, drop, push, workplace
 from .storage import ROOM
 from .tilestore import create_store, damage, read_manifest, require_finished, spec_on_disk, write_shard
 
@@ -56,9 +56,9 @@ def replace_shard(
             raise GeosegError(f"store {spec.name}, shard {k}: its source gives other pixels than when it was written; "
                               "write the store anew", item=str(k))
         for name, digest in record.files.items():
-            if not digest: (root / name).unlink(missing_ok=True)
-        for name in (name for name, digest in record.files.items() if digest):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(aside) / root.name / name, root / name)
+            if digest: os.replace(Path(aside) / root.name / name, root / name)
+            else: (root / name).unlink(missing_ok=True)
+    drop(root, [name for name, digest in record.files.items() if not digest])
     push(root, list(record.files))
     return record

@@ -324,11 +324,14 @@ def read_shard(
     k: int,  # shard number
     names: Sequence[str] | None = None,  # arrays to read; None: all
     wanted: Sequence[int] | None = None,  # tiles of the shard, from 0; None: all
+    into: dict[str, Sequence[np.ndarray]] | None = None,  # name -> one array a tile, to be filled; None: new ones
 ) -> dict[str, np.ndarray]:  # name -> [wanted, ...]
     "Tiles of one shard, unpacked; damaged ones are an error"
     spec, (start, stop) = store.manifest, shard_rows(store.manifest, k)
     wanted = range(stop - start) if wanted is None else wanted
-    def read(name, path, plan, size): return read_chunks(chunks_of(path, plan, spec.codec, spec.shard_tiles, size=size), wanted)
+    def read(name, path, plan, size):
+        return read_chunks(chunks_of(path, plan, spec.codec, spec.shard_tiles, size=size), wanted, into and into[name])
+
     return _each_array(store, k, names, read)
 
 # %% ../nbs/21_tilestore.ipynb #c71fb885
@@ -356,8 +359,8 @@ def read_rows(
     out = {name: np.empty((len(rows), *pick(plans, name, "array").shape[1:]), plans[name].dtype) for name in names or plans}
     for k in np.unique(shards):
         mine = np.flatnonzero(shards == k)
-        decoded = read_shard(store, k, list(out), (rows[mine] - k * store.manifest.shard_tiles).tolist())
-        for name in out: out[name][mine] = decoded[name]
+        into = {name: [array[i] for i in mine] for name, array in out.items()}
+        read_shard(store, k, list(out), (rows[mine] - k * store.manifest.shard_tiles).tolist(), into)
     return out
 
 # %% ../nbs/21_tilestore.ipynb #1f2d048e

@@ -31,9 +31,9 @@ from .mirror import is_sealed, synchronise, workplace
 from .plan import (  # noqa: F401  the plan belongs to the stage
     Batch, TileSpec, choose_bands, group_shards, plan_index, plan_tiles, require_whole_pixels, scene_windows, tile_transforms)
 from .products import Source, received
+from .repair import replace_shard, verify
 from .room import require_room
 from .spec import make, read_config, spec_hash
-from .repair import replace_shard, verify
 from .stages import Execution, Outcome, Progress, check_failures, earlier, output, reason, run_items
 from .storage import is_remote, storage
 from .tilestore import (

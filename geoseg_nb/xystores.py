@@ -9,6 +9,7 @@ __all__ = ['GROUPS_OF_PARTS', 'Options', 'XyOptions', 'sensors', 'legend', 'grou
 # %% ../nbs/18c_xystores.ipynb #bca85206
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 import geopandas as gpd
 import numpy as np
@@ -39,7 +40,7 @@ class XyOptions(Spec):
     bands: list[str] = Field(min_length=1)  # of x, in order
     norm_factors: dict[str, float] = {}  # band -> what it was multiplied with
     groups: list[str] = Field(default_factory=lambda: list(GROUPS_OF_PARTS.values()), min_length=1)
-    on_missing: str = Field("raise", pattern="^(raise|skip)$")  # what becomes of groups that cannot be read
+    on_missing: Literal["raise", "skip"] = "raise"  # what becomes of groups that cannot be read
 
 
 Options = XyOptions

@@ -300,6 +300,21 @@ def test_missing_and_truncated_shards_are_named(tmp_path, damage, message):
     read_shard(reader, 0)
 
 
+def test_a_stray_file_of_a_shard_of_fill_is_taken_away(tmp_path):
+    spec = make_spec()
+    arrays, rows = content(spec)
+    arrays["label"][6:12] = 255
+    create_store(tmp_path / "t.zarr", spec)
+    parts = [slice(*shard_rows(spec, k)) for k in range(shard_count(spec))]
+    for k, part in enumerate(parts): write_shard(tmp_path / "t.zarr", k, {name: a[part] for name, a in arrays.items()}, rows[part])
+    finish_store(tmp_path / "t.zarr")
+    (tmp_path / "t.zarr/label/c/1/0").mkdir(parents=True)
+    (tmp_path / "t.zarr/label/c/1/0/0").write_bytes(b"stray")
+    assert verify(tmp_path / "t.zarr")["file"].tolist() == ["label/c/1/0/0"]
+    replace_shard(tmp_path / "t.zarr", 1, {name: a[parts[1]] for name, a in arrays.items()}, rows[parts[1]])
+    assert verify(tmp_path / "t.zarr").empty and not (tmp_path / "t.zarr/label/c/1/0/0").exists()
+
+
 def test_a_file_that_vanishes_while_its_shard_is_read_is_no_fill(tmp_path, monkeypatch):
     finished(tmp_path / "t.zarr", make_spec())
     reader, real = open_store(tmp_path / "t.zarr"), tilestore._require_unchanged
